@@ -1,0 +1,1 @@
+"""The helper package of medlm: language models and deep learning in medicine."""

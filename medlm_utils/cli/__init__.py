@@ -1,0 +1,1 @@
+"""The command line `medlm`: one module for each group of commands."""

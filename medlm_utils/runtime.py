@@ -1,0 +1,410 @@
+"""Where we run and how to run it again: profile, device, seed, result records.
+
+Knows nothing about models, data or figures. A notebook calls `setup` first and `record`
+last; everything between them is seeded, timed and written down.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+
+
+class MedlmError(RuntimeError):
+    """An error of the reader's input or machine, with what to do about it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """Sizes, steps and precision of one kind of machine: one row of `PROFILES`."""
+
+    name: str
+    device: str  # torch device
+    precision: str  # "float32", or on a GPU "bfloat16" ("float16" on older cards)
+    # chapter 1, attention
+    attention_tokens: tuple[int, ...]  # sequence lengths whose time is measured
+    attention_repeats: int  # timings a length; the shortest counts
+    translator_steps: int  # training steps of the small encoder-decoder
+    translator_batch: int  # sentences a step
+
+
+# The one dial. MEDLM_PROFILE chooses a row; a bigger machine means bigger numbers here.
+PROFILES = {
+    "cpu": Profile(
+        name="cpu",
+        device="cpu",
+        precision="float32",
+        attention_tokens=(128, 256, 512, 1024, 2048),
+        attention_repeats=9,
+        translator_steps=400,
+        translator_batch=64,
+    ),
+    "gpu": Profile(
+        name="gpu",
+        device="cuda",
+        precision="bfloat16",
+        attention_tokens=(512, 1024, 2048, 4096, 8192),
+        attention_repeats=20,
+        translator_steps=1000,
+        translator_batch=256,
+    ),
+}
+
+SEED = 2017  # the year of "Attention is all you need"
+
+
+# How figures look everywhere: readable on a phone, and for a colour-blind reader.
+PLOTTING: Any = {
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.prop_cycle": "cycler('color', ['0072B2', 'D55E00', '009E73', 'CC79A7'])",
+    "figure.dpi": 110,
+    "figure.figsize": (6.4, 3.6),
+    "font.size": 11,
+    "grid.alpha": 0.3,
+    "image.cmap": "cividis",
+    "savefig.bbox": "tight",
+}
+
+METRIC_FIELDS = ("value", "low", "high", "n", "unit")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What `record` must know about the notebook that called `setup`."""
+
+    notebook: str
+    profile: Profile
+    started: float
+
+
+_run: _Run | None = None
+
+
+def setup(notebook: str) -> Profile:
+    """Seed, threads, profile and plotting for one notebook; prints one line.
+
+    Parameters
+    ----------
+    notebook
+        The notebook's file name without its ending, such as ``"01_attention"``.
+
+    Returns
+    -------
+    Profile
+        The row of `PROFILES` that this machine, or ``MEDLM_PROFILE``, asks for.
+
+    Raises
+    ------
+    MedlmError
+        If ``MEDLM_PROFILE`` names no profile, or ``gpu`` where there is no GPU.
+
+    Source: contract of every notebook, book page "How to use this book".
+    """
+    global _run
+    started = time.monotonic()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts threads
+    profile, reason = choose_profile(os.environ.get("MEDLM_PROFILE", ""))
+    seed_everything(SEED)
+    use_all_cores()
+    style_plots()
+    _run = _Run(notebook, profile, started)
+    print(
+        f"medlm {metadata.version('medlm-utils')}, profile {profile.name} ({reason}), "
+        f"{profile.precision}, seed {SEED}{usual_duration(notebook, profile.name)}"
+    )
+    return profile
+
+
+def choose_profile(wanted: str) -> tuple[Profile, str]:
+    """The profile for this machine and the reason for it.
+
+    Parameters
+    ----------
+    wanted
+        ``"cpu"``, ``"gpu"``, or ``""`` for what the machine has.
+
+    Raises
+    ------
+    MedlmError
+        If `wanted` names no profile, or ``"gpu"`` where there is no GPU.
+    """
+    import torch
+
+    if wanted not in ("", *PROFILES):
+        raise MedlmError(
+            f"MEDLM_PROFILE is {wanted!r}; expected one of {', '.join(PROFILES)}. "
+            "Set it to one of these, or remove it to use what the machine has."
+        )
+    has_gpu = torch.cuda.is_available()
+    if wanted == "gpu" and not has_gpu:
+        raise MedlmError(
+            "MEDLM_PROFILE is 'gpu', but torch finds no CUDA GPU. Set it to 'cpu', or "
+            "on Colab choose Runtime > Change runtime type > GPU."
+        )
+    if wanted == "cpu" or not has_gpu:
+        return PROFILES[
+            "cpu"
+        ], "MEDLM_PROFILE asks for it" if wanted else "no GPU found"
+    # Cards before Ampere only emulate bfloat16, slowly.
+    native = torch.cuda.is_bf16_supported(including_emulation=False)
+    profile = dataclasses.replace(
+        PROFILES["gpu"], precision="bfloat16" if native else "float16"
+    )
+    return profile, f"{torch.cuda.get_device_name()} found"
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators; ask cuBLAS to repeat itself."""
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
+
+
+def use_all_cores() -> None:
+    """Let torch use every core this process may use, unless OMP_NUM_THREADS is set."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(cores())
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use `count` threads inside a ``with`` block.
+
+    A model whose steps take milliseconds runs faster on one core than on two that wait
+    for each other. Source: chapter 1, which times it.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def style_plots() -> None:
+    """Apply `PLOTTING` to matplotlib."""
+    import matplotlib
+
+    matplotlib.rcParams.update(PLOTTING)
+
+
+def usual_duration(notebook: str, profile: str) -> str:
+    """How long the recorded run took, as the end of a sentence, or nothing."""
+    recorded = shipped_records() / profile / f"{notebook}.json"
+    if not recorded.exists():
+        return ""
+    seconds = json.loads(recorded.read_text(encoding="utf-8"))["notebook_seconds"]
+    return f"; a recorded run took {approx(seconds, 2)} s"
+
+
+def approx(value: float, digits: int = 3) -> str:
+    """A number that may differ between machines, as text with a leading ≈.
+
+    nbval masks what stands behind the ≈, so an assert beside it must hold the claim.
+
+    Parameters
+    ----------
+    value
+        Any real number.
+    digits
+        Significant digits, 1 to 4.
+
+    Raises
+    ------
+    ValueError
+        If `digits` is not 1 to 4: more of them would promise what no run keeps.
+
+    Examples
+    --------
+    >>> approx(0.12345), approx(1234.5), approx(2.3e-7, 2)
+    ('≈0.123', '≈1230', '≈2.3e-07')
+    """
+    if not 1 <= digits <= 4:
+        raise ValueError(f"digits is {digits}; expected 1 to 4.")
+    value = float(value)
+    rounded = float(f"{value:.{digits}g}")
+    if rounded == 0 or not 1e-4 <= abs(rounded) < 1e6:
+        return f"≈{value:.{digits}g}"
+    decimals = max(digits - 1 - int(np.floor(np.log10(abs(rounded)))), 0)
+    return f"≈{rounded:.{decimals}f}"
+
+
+def record(metrics: dict[str, float | dict[str, Any]]) -> Path:
+    """Write the results of the running notebook and say how long it took.
+
+    Parameters
+    ----------
+    metrics
+        Name to value, or to a dictionary with ``value`` and any of ``low``, ``high``
+        (interval), ``n`` (sample size), ``unit``.
+
+    Returns
+    -------
+    Path
+        The file written: ``<results>/<profile>/<notebook>.json``.
+
+    Raises
+    ------
+    MedlmError
+        If `setup` has not run, a metric has an unknown field or no finite value, or
+        the folder of results cannot be written.
+    """
+    if _run is None:
+        raise MedlmError("runtime.record() needs runtime.setup(): run the first cell.")
+    content: dict[str, Any] = {
+        "metrics": {name: _metric(name, value) for name, value in metrics.items()},
+        "notebook_seconds": round(time.monotonic() - _run.started, 1),
+        "peak_memory_gb": peak_memory_gb(),
+        "hardware": hardware(_run.profile.device),
+        "versions": versions(),
+        "seed": SEED,
+        "date": datetime.date.today().isoformat(),
+    }
+    content = {name: value for name, value in content.items() if value is not None}
+    path = results_dir() / _run.profile.name / f"{_run.notebook}.json"
+    write_json(path, content)
+    for name, metric in content["metrics"].items():
+        print(f"{name:<38}{_in_words(metric)}")
+    memory = approx(content.get("peak_memory_gb", float("nan")), 2)
+    seconds = approx(content["notebook_seconds"], 2)
+    print(f"Recorded. This run took {seconds} s and {memory} GB of memory.")
+    return path
+
+
+def _in_words(metric: dict[str, Any]) -> str:
+    """Such as ``≈0.870 (≈0.790 to ≈0.930, n = 120) AUROC``."""
+    words = approx(metric["value"])
+    doubt = []
+    if "low" in metric and "high" in metric:
+        doubt.append(f"{approx(metric['low'])} to {approx(metric['high'])}")
+    if "n" in metric:
+        doubt.append(f"n = {metric['n']}")
+    words += f" ({', '.join(doubt)})" if doubt else ""
+    return f"{words} {metric.get('unit', '')}".rstrip()
+
+
+def _metric(name: str, given: float | dict[str, Any]) -> dict[str, Any]:
+    """One metric as the record stores it, checked."""
+    fields = given if isinstance(given, dict) else {"value": given}
+    unknown = sorted(set(fields) - set(METRIC_FIELDS))
+    if unknown or "value" not in fields:
+        raise MedlmError(
+            f"Metric {name!r} has the fields {sorted(fields)}; expected 'value' and "
+            f"any of {', '.join(METRIC_FIELDS[1:])}."
+        )
+    stored: dict[str, Any] = {}
+    for field, value in fields.items():
+        stored[field] = value if field == "unit" else _finite(name, field, value)
+    return stored
+
+
+def _finite(name: str, field: str, value: Any) -> float | int:
+    """`value` as a plain Python number, refused when it is not finite."""
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise MedlmError(f"Metric {name!r}: {field} is {value!r}; expected a number.")
+    if not np.isfinite(number):
+        raise MedlmError(f"Metric {name!r}: {field} is {number}; expected it finite.")
+    return number if isinstance(number, int) else float(f"{number:.6g}")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON beside `path`, then rename, so that no half-written file stays.
+
+    Raises
+    ------
+    MedlmError
+        If the folder cannot be written.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise MedlmError(
+            f"Cannot write {path}: {error.strerror}. Expected a folder with free space "
+            "that you may write; set MEDLM_RESULTS_DIR to one."
+        ) from error
+
+
+def results_dir() -> Path:
+    """Where `record` writes: MEDLM_RESULTS_DIR, else a folder of this user's own."""
+    named = os.environ.get("MEDLM_RESULTS_DIR")
+    if named:
+        return Path(named)
+    return Path(platformdirs.user_data_dir("medlm", appauthor=False)) / "results"
+
+
+def shipped_records() -> Path:
+    """The records that come with the package: made by `make notebooks`."""
+    return Path(__file__).parent / "recorded"
+
+
+def peak_memory_gb() -> float | None:
+    """The most memory this process has held so far, in GB; None where unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Linux counts in KiB, macOS in bytes.
+    return round(peak * (1 if sys.platform == "darwin" else 1024) / 1e9, 2)
+
+
+def hardware(device: str) -> str:
+    """The machine in words: cores and processor family, and the GPU that was used."""
+    words = f"{cores()} cores, {platform.machine()}"
+    if device == "cuda":
+        import torch
+
+        words += f", {torch.cuda.get_device_name()}"
+    return words
+
+
+def versions() -> dict[str, str]:
+    """The versions that results depend on."""
+    names = ("medlm-utils", "numpy", "torch", "transformers")
+    return {"python": platform.python_version()} | {
+        n: metadata.version(n) for n in names
+    }

@@ -1,0 +1,162 @@
+"""What a reader meets: every page, in light and dark, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+SCREENSHOTS = Path(__file__).resolve().parents[2] / "_build" / "screenshots"
+DESKTOP = {"width": 1280, "height": 900}
+PHONE = {"width": 390, "height": 844}
+CHAPTER = "notebooks/01_attention.html"
+SERIOUS = {"serious", "critical"}
+
+
+@contextmanager
+def opened(
+    browser: Browser,
+    address: str,
+    size: dict[str, int] = DESKTOP,
+    scheme: str = "light",
+) -> Iterator[Page]:
+    """A page in a fresh browser profile, wholly loaded."""
+    context = browser.new_context(
+        viewport=size, color_scheme=scheme, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.troubles = watch(page, address)
+    page.goto(address, wait_until="networkidle")
+    yield page
+    context.close()
+
+
+def watch(page: Page, address: str) -> list[str]:
+    """A list that fills with everything that goes wrong while the page lives."""
+    host = "/".join(address.split("/")[:3])
+    troubles: list[str] = []
+
+    def asked(request) -> None:
+        if not request.url.startswith((host, "data:", "blob:")):
+            troubles.append(f"request to another host: {request.url}")
+
+    def answered(response) -> None:
+        if response.status >= 400:
+            troubles.append(f"{response.status} {response.url}")
+
+    def said(message) -> None:
+        if message.type in ("error", "warning"):
+            troubles.append(f"console {message.type}: {message.text}")
+
+    page.on("request", asked)
+    page.on("response", answered)
+    page.on("console", said)
+    page.on("pageerror", lambda error: troubles.append(f"script error: {error}"))
+    page.on("requestfailed", lambda request: troubles.append(f"failed: {request.url}"))
+    return troubles
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_page_is_sound(browser, site, page_name, size, scheme):
+    """Opens without trouble, fits its width, can be read by all; kept as a picture."""
+    with opened(browser, f"{site}/{page_name}", size, scheme) as page:
+        assert page.title()
+        assert page.locator("html").get_attribute("data-theme") == scheme
+        found = {
+            "troubles": list(page.troubles),  # before axe fetches style sheets itself
+            "wider than the window": too_wide(page),
+            "axe": serious_violations(page),
+        }
+        keep_picture(page, page_name, size, scheme)
+    assert not any(found.values()), json.dumps(found, indent=1)
+
+
+def too_wide(page: Page) -> list[str]:
+    """What makes the page scroll sideways, if it does."""
+    if page.evaluate("() => { window.scrollTo(500, 0); return window.scrollX; }") == 0:
+        return []
+    return page.evaluate(
+        """() => {
+          const limit = document.documentElement.clientWidth;
+          const far = e => e.getBoundingClientRect().right + scrollX > limit + 1;
+          const wide = [...document.querySelectorAll("main *")].filter(far);
+          return wide.map(e => e.outerHTML.slice(0, 120)).slice(0, 5).concat("...");
+        }"""
+    )
+
+
+def serious_violations(page: Page) -> list[dict[str, object]]:
+    """What axe-core calls serious or critical."""
+    violations = Axe().run(page).response["violations"]
+    return [
+        {"rule": found["id"], "where": [node["html"][:200] for node in found["nodes"]]}
+        for found in violations
+        if found["impact"] in SERIOUS
+    ]
+
+
+def keep_picture(page: Page, name: str, size: dict[str, int], scheme: str) -> None:
+    """A screenshot of the whole page in _build/screenshots."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    stem = name.removesuffix(".html").replace("/", "-")
+    path = SCREENSHOTS / f"{stem}-{size['width']}-{scheme}.png"
+    page.evaluate("() => window.scrollTo(0, 0)")
+    page.screenshot(path=path, full_page=True)
+
+
+def test_first_page_is_reached_from_the_root(browser, site):
+    with opened(browser, f"{site}/") as page:
+        expect(page.locator("article h1")).to_contain_text("Language Models")
+
+
+def test_search_finds_attention(browser, site):
+    with opened(browser, f"{site}/search.html?q=attention") as page:
+        results = page.locator("#search-results li a")
+        expect(results.first).to_be_visible(timeout=10_000)
+        targets = [link.get_attribute("href") for link in results.all()]
+        assert any("01_attention" in (target or "") for target in targets)
+        assert page.troubles == []
+
+
+def test_search_dialog_leads_to_the_results(browser, site):
+    with opened(browser, f"{site}/{CHAPTER}") as page:
+        page.locator(".search-button-field").click()
+        page.locator(
+            "dialog input[type=search], .search-button__wrapper input"
+        ).first.fill("softmax")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/search.html?q=softmax")
+        expect(page.locator("#search-results li a").first).to_be_visible(timeout=10_000)
+
+
+def test_theme_switch_changes_the_theme(browser, site):
+    with opened(browser, f"{site}/{CHAPTER}") as page:
+        root = page.locator("html")
+        seen = {root.get_attribute("data-theme")}
+        for _ in range(2):
+            page.locator(".theme-switch-button:visible").first.click()
+            seen.add(root.get_attribute("data-theme"))
+        assert seen == {"light", "dark"}
+        assert page.troubles == []
+
+
+def test_folded_solution_opens(browser, site):
+    with opened(browser, f"{site}/{CHAPTER}") as page:
+        folded = page.locator("article details").first
+        assert folded.get_attribute("open") is None
+        folded.locator("summary").click()
+        assert folded.get_attribute("open") is not None
+        shown = folded.evaluate("e => e.getBoundingClientRect().height")
+        assert shown > 60
+
+
+def test_formulas_are_set(browser, site):
+    with opened(browser, f"{site}/{CHAPTER}") as page:
+        expect(page.locator("mjx-container").first).to_be_visible(timeout=10_000)
+        assert page.locator("mjx-merror").count() == 0

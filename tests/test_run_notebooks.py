@@ -1,0 +1,232 @@
+"""run_notebooks.py, notebook_inputs.py: staleness, execution, failures, no network."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import notebook_inputs
+import pytest
+import run_notebooks
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from notebook_inputs import bare_code, inputs_hash, is_fresh
+
+MODULES = {
+    "__init__.py": "",
+    "low.py": '"""Low."""\nWEIGHTS = "' + "a" * 64 + '"\ndef f():\n    return 1\n',
+    "high.py": '"""High."""\nfrom medlm_utils import low\nimport numpy\n',
+    "other.py": "X = 1\n",
+}
+
+
+@pytest.fixture
+def small_root(tmp_path):
+    """A project with three modules, of which `high` imports `low`."""
+    package = tmp_path / "medlm_utils"
+    package.mkdir()
+    for name, text in MODULES.items():
+        (package / name).write_text(text)
+    (tmp_path / "requirements.lock").write_text("numpy==2\n")
+    return tmp_path
+
+
+def notebook_of(*sources):
+    cells = [new_code_cell(source) for source in sources]
+    return json.loads(nbformat.writes(new_notebook(cells=cells)))
+
+
+class TestHash:
+    def test_bare_code_drops_docstrings_comments_and_blank_lines(self):
+        source = (
+            '"""Module\ntext."""\n\nX = "#no comment"  # a comment\n\n'
+            'def f():\n    """Ünïcode "text"."""; y = 1\n    return "kept"\n'
+        )
+        assert bare_code(source) == (
+            'X = "#no comment"\ndef f():\n    ; y = 1\n    return "kept"'
+        )
+
+    def test_a_string_that_is_no_docstring_counts(self):
+        assert bare_code('x = """text"""') != bare_code('x = """other"""')
+
+    @pytest.mark.parametrize(
+        ("name", "before", "after", "stale"),
+        [
+            ("low.py", "return 1", "return 2", True),
+            ("low.py", "a" * 64, "b" * 64, True),
+            ("low.py", "Low.", "Quite low.", False),
+            ("low.py", "def f():", "# why\n\ndef f():", False),
+            ("high.py", "import numpy", "import torch", True),
+            ("other.py", "X = 1", "X = 2", False),
+        ],
+    )
+    def test_what_makes_a_notebook_stale(self, small_root, name, before, after, stale):
+        notebook = notebook_of("from medlm_utils import high", "print(1)")
+        old = inputs_hash(notebook, small_root)
+        file = small_root / "medlm_utils" / name
+        file.write_text(file.read_text().replace(before, after))
+        assert (inputs_hash(notebook, small_root) != old) == stale
+
+    def test_the_lock_and_the_cells_count(self, small_root):
+        old = inputs_hash(notebook_of("print(1)"), small_root)
+        assert inputs_hash(notebook_of("print(2)"), small_root) != old
+        assert inputs_hash(notebook_of("print(1)  # comment"), small_root) == old
+        (small_root / "requirements.lock").write_text("numpy==3\n")
+        assert inputs_hash(notebook_of("print(1)"), small_root) != old
+
+    @pytest.mark.parametrize(
+        "statement",
+        [
+            "import medlm_utils.high",
+            "from medlm_utils import high",
+            "from medlm_utils.high import numpy",
+            "import medlm_utils.high as h",
+            "%matplotlib inline\nfrom medlm_utils import high",
+        ],
+    )
+    def test_every_way_to_import_is_followed_to_the_end(self, small_root, statement):
+        code = notebook_inputs.notebook_code(notebook_of(statement))
+        needed = {f.stem for f in notebook_inputs.needed_files(code, small_root)}
+        assert {"high", "low"} <= needed and "other" not in needed
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """The runner on a folder of its own."""
+    monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path / "notebooks")
+    monkeypatch.setattr(run_notebooks, "EXECUTED", tmp_path / "executed")
+    monkeypatch.setattr(run_notebooks, "RECORDED", tmp_path / "recorded")
+
+    def put(name, *sources):
+        path = tmp_path / "notebooks" / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        cells = [new_markdown_cell("# T"), *map(new_code_cell, sources)]
+        nbformat.write(new_notebook(cells=cells), path)
+        return path
+
+    return put
+
+
+def outputs(path):
+    cells = nbformat.read(path, as_version=4).cells
+    return ["".join(o.get("text", "") for o in c.get("outputs", [])) for c in cells[1:]]
+
+
+@pytest.mark.slow
+class TestRuns:
+    def test_in_place_once_then_fresh(self, workplace, capsys):
+        path = workplace(
+            "a", "import os\nprint(os.environ['MEDLM_PROFILE'])", "object()"
+        )
+        (run_notebooks.RECORDED / "cpu").mkdir(parents=True)
+        (run_notebooks.RECORDED / "cpu" / "a.json").write_text("{}")
+        run_notebooks.run_in_place([path], force=False)
+        assert outputs(path)[0] == "cpu\n" and is_fresh(path)
+        assert " at 0x" not in path.read_text()
+        first = path.read_bytes()
+        run_notebooks.run_in_place([path], force=False)
+        assert path.read_bytes() == first
+        assert "0 run, 1 were fresh" in capsys.readouterr().out
+
+    def test_build_leaves_the_source_alone_and_follows_its_text(
+        self, workplace, capsys
+    ):
+        path = workplace("a", "print(40 + 2)")
+        before = path.read_bytes()
+        run_notebooks.build([path], force=False)
+        copy = run_notebooks.executed_path(path)
+        assert path.read_bytes() == before and outputs(copy) == ["42\n"]
+
+        path.write_text(path.read_text().replace("# T", "# Another title"))
+        run_notebooks.build([path], force=False)
+        assert "0 notebooks executed, 1 fresh" in capsys.readouterr().out
+        assert "Another title" in copy.read_text() and outputs(copy) == ["42\n"]
+
+        path.write_text(path.read_text().replace("40 + 2", "40 + 3"))
+        run_notebooks.build([path], force=False)
+        assert outputs(copy) == ["43\n"]
+
+    def test_a_failed_cell_stops_with_its_error_and_status_1(
+        self, workplace, monkeypatch, capsys
+    ):
+        path = workplace("a", "1 / 0", "print('never')")
+        monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--build"])
+        assert run_notebooks.main() == 1
+        captured = capsys.readouterr()
+        assert "ZeroDivisionError" in captured.err and "1 / 0" in captured.err
+        assert "\x1b" not in captured.err and "FAILED" in captured.out
+        assert not run_notebooks.executed_path(path).exists()
+
+    def test_kernels_have_no_network(self, workplace):
+        path = workplace(
+            "a",
+            "import urllib.request\n"
+            "try:\n    urllib.request.urlopen('http://example.org', timeout=3)\n"
+            "except Exception as error:\n    print(error)",
+        )
+        run_notebooks.build([path], force=False)
+        assert (
+            "cut off from the network" in outputs(run_notebooks.executed_path(path))[0]
+        )
+
+
+class TestWithoutAKernel:
+    def test_names_choose_and_unknown_names_are_refused(self, workplace):
+        a, b = workplace("01_a", "1"), workplace("02_b", "1")
+        assert run_notebooks.chosen([]) == [a, b]
+        assert run_notebooks.chosen(["02"]) == [b]
+        with pytest.raises(SystemExit, match=r"There are: 01_a\.ipynb, 02_b\.ipynb"):
+            run_notebooks.chosen(["03"])
+
+    def test_results_go_where_the_caller_says(self, tmp_path):
+        env = run_notebooks.kernel_environment(tmp_path)
+        assert env["MEDLM_RESULTS_DIR"] == str(tmp_path)
+        assert (env["MEDLM_PROFILE"], env["MEDLM_OFFLINE"]) == ("cpu", "1")
+
+    def test_stale_says_which_and_fails(self, workplace, monkeypatch, capsys):
+        path = workplace("a", "1")
+        monkeypatch.setattr(run_notebooks, "ROOT", path.parent.parent)
+        monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--stale"])
+        assert run_notebooks.main() == 1
+        assert "stale: notebooks/a.ipynb" in capsys.readouterr().out
+
+    def test_progress_says_cell_time_and_usual_time(self):
+        progress = run_notebooks.Progress("[1/2] a", 12, 30)
+        progress.cell = 4
+        assert progress.line() == "[1/2] a  cell 4/12  0 of about 30 s"
+
+
+class TestOffline:
+    """The socket block itself, in a process of its own."""
+
+    def run(self, root, code):
+        env = os.environ | {"PYTHONPATH": str(root / "tools" / "offline")}
+        return subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True
+        )
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            "socket.create_connection(('192.0.2.1', 80), 3)",
+            "socket.getaddrinfo('example.org', 80)",
+            "socket.socket().connect_ex(('192.0.2.1', 80))",
+            "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 53))",
+            "socket.socket(socket.AF_INET6).connect(('2001:db8::1', 80))",
+        ],
+    )
+    def test_every_way_out_is_refused(self, root, call):
+        done = self.run(root, f"import socket\n{call}")
+        host = re.search(r"'([^']*[.:][^']*)'", call).group(1)
+        assert "NetworkBlocked: This run is cut off" in done.stderr
+        assert f"something called {host}" in done.stderr
+
+    def test_loopback_works(self, root):
+        code = (
+            "import socket\nserver = socket.create_server(('127.0.0.1', 0))\n"
+            "client = socket.create_connection(server.getsockname())\n"
+            "socket.create_connection(('localhost', server.getsockname()[1]))\n"
+            "a, b = socket.socketpair()\nprint('fine')"
+        )
+        assert self.run(root, code).stdout == "fine\n"

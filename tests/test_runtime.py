@@ -1,0 +1,205 @@
+"""runtime.py: profile, seed, the ≈ helper, records, results that can be written."""
+
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from medlm_utils import runtime
+from medlm_utils.runtime import MedlmError, approx
+
+
+@pytest.fixture(autouse=True)
+def no_profile(monkeypatch):
+    monkeypatch.delenv("MEDLM_PROFILE", raising=False)
+    monkeypatch.setattr(runtime, "_run", None)
+
+
+class TestProfile:
+    def test_no_gpu_means_cpu_and_says_so(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        profile, reason = runtime.choose_profile("")
+        assert (profile.name, reason) == ("cpu", "no GPU found")
+
+    @pytest.mark.parametrize(
+        ("native", "precision"), [(True, "bfloat16"), (False, "float16")]
+    )
+    def test_gpu_is_taken_with_the_precision_it_has(
+        self, monkeypatch, native, precision
+    ):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: native)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Card X")
+        profile, reason = runtime.choose_profile("")
+        assert (profile.name, profile.precision) == ("gpu", precision)
+        assert "Card X" in reason
+
+    def test_cpu_can_be_asked_for_on_a_gpu_machine(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        profile, reason = runtime.choose_profile("cpu")
+        assert profile.name == "cpu" and "MEDLM_PROFILE" in reason
+
+    def test_gpu_asked_for_where_there_is_none(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        with pytest.raises(MedlmError, match="finds no CUDA GPU"):
+            runtime.choose_profile("gpu")
+
+    def test_unknown_profile_names_the_known_ones(self):
+        with pytest.raises(MedlmError, match=r"'tpu'.*cpu, gpu"):
+            runtime.choose_profile("tpu")
+
+    def test_the_gpu_row_is_the_bigger_one(self):
+        cpu, gpu = runtime.PROFILES["cpu"], runtime.PROFILES["gpu"]
+        assert max(gpu.attention_tokens) > max(cpu.attention_tokens)
+        assert gpu.translator_steps > cpu.translator_steps
+
+
+class TestSetup:
+    def test_prints_one_line_with_the_choice_and_the_seed(self, monkeypatch, capsys):
+        monkeypatch.setenv("MEDLM_PROFILE", "cpu")
+        runtime.setup("no_such_notebook")
+        out = capsys.readouterr().out
+        assert out.count("\n") == 1
+        assert "profile cpu (MEDLM_PROFILE asks for it)" in out
+        assert f"seed {runtime.SEED}" in out
+
+    def test_tells_the_recorded_time_as_an_approximate_number(
+        self, monkeypatch, capsys, tmp_path
+    ):
+        (tmp_path / "cpu").mkdir()
+        record = tmp_path / "cpu" / "some.json"
+        record.write_text(json.dumps({"notebook_seconds": 31.4}))
+        monkeypatch.setattr(runtime, "shipped_records", lambda: tmp_path)
+        monkeypatch.setenv("MEDLM_PROFILE", "cpu")
+        runtime.setup("some")
+        assert "≈31 s" in capsys.readouterr().out
+
+    def test_seeds_every_generator(self):
+        def draw():
+            return random.random(), np.random.rand(), torch.rand(1).item()
+
+        runtime.seed_everything(1)
+        first = draw()
+        assert draw() != first
+        runtime.seed_everything(1)
+        assert draw() == first
+
+    def test_waiting_threads_do_not_spin(self):
+        code = (
+            "import os; from medlm_utils import runtime; runtime.setup('x');"
+            "import torch;"
+            "print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads())"
+        )
+        env = {"PATH": "", "HOME": "", "MEDLM_PROFILE": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True
+        )
+        assert done.stdout.split()[-2:] == ["PASSIVE", str(runtime.cores())], done
+
+
+class TestApprox:
+    @pytest.mark.parametrize(
+        ("value", "digits", "text"),
+        [
+            (0.12345, 3, "≈0.123"),
+            (1234.5, 3, "≈1230"),
+            (99.96, 3, "≈100"),
+            (2.3e-7, 2, "≈2.3e-07"),
+            (-3.14159, 3, "≈-3.14"),
+            (0, 3, "≈0"),
+            (math.nan, 3, "≈nan"),
+            (np.float32(0.5), 2, "≈0.50"),
+            (torch.tensor(2.0), 2, "≈2.0"),
+        ],
+    )
+    def test_text(self, value, digits, text):
+        assert approx(value, digits) == text
+
+    @pytest.mark.parametrize("value", [0.00012345, 0.05, 1.0, 9.9951, 123456.0])
+    def test_reads_back_within_its_digits(self, value):
+        assert float(approx(value, 3)[1:]) == pytest.approx(value, rel=0.005)
+
+    @pytest.mark.parametrize("digits", [0, 5])
+    def test_more_digits_than_a_run_keeps_are_refused(self, digits):
+        with pytest.raises(ValueError, match="expected 1 to 4"):
+            approx(1.0, digits)
+
+    def test_the_sanitizer_masks_every_form_and_nothing_else(self, root):
+        text = (root / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8")
+        pattern = re.search(r"^regex: (.*)$", text, re.M).group(1)
+        for value in [0.1, 1234.5, 2.3e-7, -3.0, 0, math.nan, math.inf, -math.inf]:
+            masked = re.sub(pattern, "≈NUMBER", f"took {approx(value)} s, 7 of 9")
+            assert masked == "took≈NUMBERs, 7 of 9", value
+        plain = "AUROC 0.87 (31 of 120), -4 and 1e-3"
+        assert re.sub(pattern, "≈NUMBER", plain) == plain
+
+
+class TestRecord:
+    def start(self, monkeypatch):
+        monkeypatch.setenv("MEDLM_PROFILE", "cpu")
+        runtime.setup("some")
+
+    def test_round_trip(self, monkeypatch, tmp_path):
+        self.start(monkeypatch)
+        full = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 120, "unit": "AUROC"}
+        path = runtime.record({"plain": torch.tensor(1.25), "full": full})
+        assert path == tmp_path / "results" / "cpu" / "some.json"
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        assert stored["metrics"] == {"plain": {"value": 1.25}, "full": full}
+        assert stored["seed"] == runtime.SEED
+        assert stored["versions"]["torch"] == torch.__version__.split("+")[0]
+        assert 0 < stored["peak_memory_gb"] < 24
+        assert 0 <= stored["notebook_seconds"] < 60
+
+    def test_without_setup(self):
+        with pytest.raises(MedlmError, match="run the first cell"):
+            runtime.record({"a": 1.0})
+
+    @pytest.mark.parametrize(
+        ("metric", "message"),
+        [
+            ({"value": 1, "mean": 2}, "'mean'"),
+            ({"low": 1}, "expected 'value'"),
+            (math.nan, "finite"),
+            ("high", "expected a number"),
+            (True, "expected a number"),
+        ],
+    )
+    def test_bad_metric_writes_nothing(self, monkeypatch, tmp_path, metric, message):
+        self.start(monkeypatch)
+        with pytest.raises(MedlmError, match=message):
+            runtime.record({"bad": metric})
+        assert not (tmp_path / "results").exists()
+
+    def test_folder_that_cannot_be_written(self, monkeypatch, tmp_path):
+        self.start(monkeypatch)
+        (tmp_path / "file").write_text("")
+        monkeypatch.setenv("MEDLM_RESULTS_DIR", str(tmp_path / "file"))
+        with pytest.raises(MedlmError, match="MEDLM_RESULTS_DIR"):
+            runtime.record({"a": 1.0})
+
+    def test_a_failed_write_leaves_the_old_file_and_no_other(
+        self, monkeypatch, tmp_path
+    ):
+        path = tmp_path / "some.json"
+        runtime.write_json(path, {"old": 1})
+
+        def full_disk(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(runtime.os, "replace", full_disk)
+        with pytest.raises(MedlmError, match="No space left"):
+            runtime.write_json(path, {"new": 2})
+        assert [file.name for file in tmp_path.iterdir()] == ["some.json"]
+        assert json.loads(path.read_text()) == {"old": 1}
+
+    def test_without_the_variable_nothing_tracked_is_written(self, monkeypatch):
+        monkeypatch.delenv("MEDLM_RESULTS_DIR")
+        assert runtime.shipped_records() not in runtime.results_dir().parents
+        assert runtime.results_dir() != runtime.shipped_records()
