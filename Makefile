@@ -25,7 +25,8 @@ html:            ## build the book from the committed outputs, without torch
 	@test -f .venv/medlm-lock.txt || $(PYTHON) tools/setup_env.py --book
 	@$(BOOK_PY) tools/build_book.py
 
-publish: html    ## copy the built book into public/, ready to be served
+publish:         ## build from the committed outputs and copy into public/, ready to be served
+	@test -f .venv/medlm-lock.txt || $(PYTHON) tools/setup_env.py --book
 	@$(BOOK_PY) tools/build_book.py --out public
 
 notebooks: env   ## re-run in place the notebooks that are stale: this is what authors commit
@@ -54,4 +55,4 @@ lock: env        ## pin the dependencies of pyproject.toml anew
 	@$(PY) tools/lock.py
 
 clean:           ## remove what was built; the environment stays
-	@$(PYTHON) -c "import shutil; [shutil.rmtree(d, True) for d in ('_build', 'public')]"
+	@$(PYTHON) -c "import shutil; [shutil.rmtree(d, True) for d in ('_build', 'public', 'build', 'dist')]"

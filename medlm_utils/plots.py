@@ -58,6 +58,7 @@ def heatmap(
     limits: tuple[float, float] | None = None,
     xlabel: str = "",
     ylabel: str = "",
+    bar: bool = True,
 ) -> Axes:
     """A matrix as a picture, such as attention weights with their words.
 
@@ -77,6 +78,8 @@ def heatmap(
         The values of the darkest and the brightest colour, by default the extremes.
     xlabel, ylabel
         What columns and rows are, with units.
+    bar
+        Explain the colours beside a picture without written values.
 
     Returns
     -------
@@ -88,8 +91,10 @@ def heatmap(
         side = 0.5 * max(values.shape) + 1.5
         _, ax = plt.subplots(figsize=(side, side), layout="constrained")
     low, high = limits or (float(np.nanmin(values)), float(np.nanmax(values)))
-    ax.imshow(values, vmin=low, vmax=high, cmap="cividis", aspect="auto")
+    image = ax.imshow(values, vmin=low, vmax=high, cmap="cividis", aspect="auto")
     ax.grid(False)
+    if bar and digits is None:
+        ax.figure.colorbar(image, ax=ax, shrink=0.85)
     _label_ticks(ax, rows, columns)
     ax.set(title=title, xlabel=xlabel, ylabel=ylabel)
     if digits is not None:
@@ -128,6 +133,7 @@ def heatmaps(
     columns: Sequence[str] | None = None,
     digits: int | None = None,
     limits: tuple[float, float] | None = (0.0, 1.0),
+    xlabel: str = "",
 ) -> Figure:
     """Several matrices side by side, on one colour scale; row labels stand once.
 
@@ -137,11 +143,12 @@ def heatmaps(
         (panels, rows, columns).
     titles
         One a panel.
-    rows, columns, digits, limits
-        As in `heatmap`.
+    rows, columns, digits, limits, xlabel
+        As in `heatmap`; without `limits`, the extremes of all panels.
     """
     stack = np.asarray(stack, dtype=float)
     count = len(stack)
+    limits = limits or (float(stack.min()), float(stack.max()))
     figure, axes = plt.subplots(
         1,
         count,
@@ -151,7 +158,9 @@ def heatmaps(
         squeeze=False,
     )
     for ax, matrix, title in zip(axes[0], stack, titles, strict=True):
-        heatmap(matrix, rows, columns, ax, title, digits, limits)
+        heatmap(matrix, rows, columns, ax, title, digits, limits, xlabel, bar=False)
+    if digits is None:
+        figure.colorbar(axes[0][-1].images[0], ax=axes[0], shrink=0.85)
     return figure
 
 
@@ -199,3 +208,85 @@ def curves(
     if len(lines) > 1:
         ax.legend()
     return ax
+
+
+Flow = Sequence[str | Sequence[str]]
+
+
+def flow(panels: dict[str, Flow], link: tuple[str, str] | None = None) -> Figure:
+    """Diagrams of blocks side by side, read from bottom to top.
+
+    Parameters
+    ----------
+    panels
+        Title to steps. A string is a box that everything passes through. A sequence
+        of strings is a branch: what comes in goes through its boxes, and is added.
+    link
+        A panel whose end feeds the box of this name in the last panel, such as
+        ``("encoder", "cross-attention")``.
+
+    Returns
+    -------
+    Figure
+        One axes a panel.
+    """
+    tallest = max(
+        sum(1 if isinstance(s, str) else len(s) + 1 for s in p) for p in panels.values()
+    )
+    figure, axes = row(len(panels), 0.75 + 0.52 * tallest)
+    places: dict[str, Any] = {}
+    for ax, (title, steps) in zip(np.atleast_1d(axes), panels.items(), strict=True):
+        ax.set(xlim=(-1.7, 1.7), ylim=(-0.6, tallest + 0.4))
+        ax.axis("off")
+        ax.set_title(title)
+        top = _draw_steps(ax, steps, places)
+        places[title] = (ax, top)
+    if link is not None:
+        (start, top), (end, place) = places[link[0]], places[link[1]]
+        arrow = {"arrowstyle": "->", "color": "#D55E00", "linewidth": 1.8}
+        end.annotate(
+            "",
+            (-0.85, place),
+            (0.1, top),
+            xycoords=end.transData,
+            textcoords=start.transData,
+            arrowprops=arrow,
+        )
+    return figure
+
+
+def _draw_steps(ax: Axes, steps: Flow, places: dict[str, Any]) -> float:
+    """Draw one panel and note where each box stands; the height of its end."""
+    line: dict[str, Any] = {"color": "#333333", "linewidth": 1.3}
+    y = 0.0
+    for step in steps:
+        boxes, start = ([step] if isinstance(step, str) else step), y - 0.25
+        for label in boxes:
+            ax.annotate(
+                "", (0, y + 0.18), (0, y - 0.3), arrowprops={"arrowstyle": "->"} | line
+            )
+            style = {
+                "boxstyle": "round,pad=0.25",
+                "facecolor": "#DCEBF5",
+                "edgecolor": "#0072B2",
+            }
+            ax.text(0, y + 0.4, label, ha="center", va="center", fontsize=9, bbox=style)
+            places[label] = (ax, y + 0.4)
+            y += 1
+        if not isinstance(step, str):
+            ax.plot([0, 1.15, 1.15, 0.12], [start, start, y + 0.2, y + 0.2], **line)
+            ax.annotate(
+                "", (0, y + 0.05), (0, y - 0.3), arrowprops={"arrowstyle": "->"} | line
+            )
+            ax.text(
+                0,
+                y + 0.2,
+                "+",
+                ha="center",
+                va="center",
+                fontsize=10,
+                bbox={"boxstyle": "circle,pad=0.1", "facecolor": "white"},
+            )
+            y += 0.8
+    ax.annotate("", (0, y + 0.2), (0, y - 0.35), arrowprops={"arrowstyle": "->"} | line)
+    return y + 0.1

@@ -35,12 +35,19 @@ class Profile:
 
     name: str
     device: str  # torch device
-    precision: str  # "float32", or on a GPU "bfloat16" ("float16" on older cards)
+    precision: str  # of training from chapter 2 on; "float16" on GPUs without bfloat16
     # chapter 1, attention
     attention_tokens: tuple[int, ...]  # sequence lengths whose time is measured
     attention_repeats: int  # timings a length; the shortest counts
     translator_steps: int  # training steps of the small encoder-decoder
     translator_batch: int  # sentences a step
+    # chapter 2, a language model
+    lm_patients: int  # whose notes are for training and validation
+    lm_test_patients: int  # drawn anew for the test
+    lm_d_model: int  # width of a token; the feed-forward part is three times as wide
+    lm_blocks: int
+    lm_batch: int  # notes a step
+    lm_steps: int  # training steps
 
 
 # The one dial. MEDLM_PROFILE chooses a row; a bigger machine means bigger numbers here.
@@ -53,15 +60,27 @@ PROFILES = {
         attention_repeats=9,
         translator_steps=400,
         translator_batch=64,
+        lm_patients=9000,
+        lm_test_patients=500,
+        lm_d_model=128,
+        lm_blocks=3,
+        lm_batch=10,
+        lm_steps=1300,
     ),
     "gpu": Profile(
         name="gpu",
         device="cuda",
         precision="bfloat16",
-        attention_tokens=(512, 1024, 2048, 4096, 8192),
+        attention_tokens=(1024, 2048, 4096, 8192, 16384),
         attention_repeats=20,
         translator_steps=1000,
         translator_batch=256,
+        lm_patients=100_000,
+        lm_test_patients=2000,
+        lm_d_model=256,
+        lm_blocks=6,
+        lm_batch=64,
+        lm_steps=4000,
     ),
 }
 
@@ -120,14 +139,15 @@ def setup(notebook: str) -> Profile:
     global _run
     started = time.monotonic()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts threads
-    profile, reason = choose_profile(os.environ.get("MEDLM_PROFILE", ""))
+    wanted = os.environ.get("MEDLM_PROFILE", "").strip().lower()
+    profile, reason = choose_profile(wanted)
     seed_everything(SEED)
     use_all_cores()
     style_plots()
     _run = _Run(notebook, profile, started)
     print(
-        f"medlm {metadata.version('medlm-utils')}, profile {profile.name} ({reason}), "
-        f"{profile.precision}, seed {SEED}{usual_duration(notebook, profile.name)}"
+        f"medlm {own_version()}, profile {profile.name} ({reason}), "
+        f"seed {SEED}{usual_duration(notebook, profile.name)}"
     )
     return profile
 
@@ -161,7 +181,7 @@ def choose_profile(wanted: str) -> tuple[Profile, str]:
     if wanted == "cpu" or not has_gpu:
         return PROFILES[
             "cpu"
-        ], "MEDLM_PROFILE asks for it" if wanted else "no GPU found"
+        ], "MEDLM_PROFILE" if wanted else "no GPU found"
     # Cards before Ampere only emulate bfloat16, slowly.
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     profile = dataclasses.replace(
@@ -227,7 +247,7 @@ def usual_duration(notebook: str, profile: str) -> str:
     if not recorded.exists():
         return ""
     seconds = json.loads(recorded.read_text(encoding="utf-8"))["notebook_seconds"]
-    return f"; a recorded run took {approx(seconds, 2)} s"
+    return f", usually {approx(seconds, 2)} s"
 
 
 def approx(value: float, digits: int = 3) -> str:
@@ -240,7 +260,7 @@ def approx(value: float, digits: int = 3) -> str:
     value
         Any real number.
     digits
-        Significant digits, 1 to 4.
+        Significant digits, 1 to 4; a whole number (``int``) is shown without decimals.
 
     Raises
     ------
@@ -254,6 +274,8 @@ def approx(value: float, digits: int = 3) -> str:
     """
     if not 1 <= digits <= 4:
         raise ValueError(f"digits is {digits}; expected 1 to 4.")
+    if isinstance(value, int) and abs(value) < 10**digits:
+        return f"≈{value}"
     value = float(value)
     rounded = float(f"{value:.{digits}g}")
     if rounded == 0 or not 1e-4 <= abs(rounded) < 1e6:
@@ -284,24 +306,53 @@ def record(metrics: dict[str, float | dict[str, Any]]) -> Path:
     """
     if _run is None:
         raise MedlmError("runtime.record() needs runtime.setup(): run the first cell.")
+    seconds = time.monotonic() - _run.started
+    content = results(metrics, seconds, _run.profile.device)
+    path = results_dir() / _run.profile.name / f"{_run.notebook}.json"
+    write_json(path, content)
+    print_results(content)
+    return path
+
+
+def results(
+    metrics: dict[str, float | dict[str, Any]], seconds: float, device: str
+) -> dict[str, Any]:
+    """What a record holds, of a notebook or of a study.
+
+    Parameters
+    ----------
+    metrics
+        As in `record`.
+    seconds
+        How long the run took.
+    device
+        The torch device that was used.
+
+    Raises
+    ------
+    MedlmError
+        If a metric has an unknown field or no finite value.
+    """
     content: dict[str, Any] = {
         "metrics": {name: _metric(name, value) for name, value in metrics.items()},
-        "notebook_seconds": round(time.monotonic() - _run.started, 1),
+        "notebook_seconds": round(seconds, 1),
         "peak_memory_gb": peak_memory_gb(),
-        "hardware": hardware(_run.profile.device),
+        "hardware": hardware(device),
         "versions": versions(),
         "seed": SEED,
         "date": datetime.date.today().isoformat(),
     }
-    content = {name: value for name, value in content.items() if value is not None}
-    path = results_dir() / _run.profile.name / f"{_run.notebook}.json"
-    write_json(path, content)
+    return {name: value for name, value in content.items() if value is not None}
+
+
+def print_results(content: dict[str, Any]) -> None:
+    """Print a record: one line a metric, then how long the run took."""
     for name, metric in content["metrics"].items():
         print(f"{name:<38}{_in_words(metric)}")
-    memory = approx(content.get("peak_memory_gb", float("nan")), 2)
-    seconds = approx(content["notebook_seconds"], 2)
-    print(f"Recorded. This run took {seconds} s and {memory} GB of memory.")
-    return path
+    took = f"{approx(content['notebook_seconds'], 2)} s"
+    if "peak_memory_gb" in content:
+        took += f" and {approx(content['peak_memory_gb'], 2)} GB of memory"
+    print(f"Recorded. This run took {took}.")
 
 
 def _in_words(metric: dict[str, Any]) -> str:
@@ -404,7 +455,14 @@ def hardware(device: str) -> str:
 
 def versions() -> dict[str, str]:
     """The versions that results depend on."""
-    names = ("medlm-utils", "numpy", "torch", "transformers")
-    return {"python": platform.python_version()} | {
-        n: metadata.version(n) for n in names
-    }
+    names = ("numpy", "torch", "transformers")
+    own = {"python": platform.python_version(), "medlm-utils": own_version()}
+    return own | {name: metadata.version(name) for name in names}
+
+
+def own_version() -> str:
+    """The version of this package, also where it is used without being installed."""
+    try:
+        return metadata.version("medlm-utils")
+    except metadata.PackageNotFoundError:
+        return "not installed"

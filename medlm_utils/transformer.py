@@ -1,7 +1,8 @@
-"""Attention -> heads -> block -> encoder, decoder, encoder-decoder.
+"""Attention -> heads -> block -> encoder, decoder, encoder-decoder, language model.
 
 Knows nothing about text, files or training. Everything here is derived in chapter 1,
-`01_attention.ipynb`, and tested against torch's own functions.
+`01_attention.ipynb`, the language model in chapter 2, and tested against torch's own
+functions and GPT-2's code.
 
 Axes, everywhere: ``batch``, ``heads``, ``tokens`` (or ``queries`` and ``keys`` where
 the two differ), ``d_model`` (width of a token), ``d_head`` (width of a head). A mask is
@@ -11,7 +12,8 @@ boolean and True means "may attend", as in `F.scaled_dot_product_attention`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,6 +97,29 @@ def fused_attention(
     Shapes as in `attention`. Source: Dao et al. 2022; chapter 1.
     """
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """The same as `fused_attention` with a causal mask, which is never stored either.
+
+    Shapes as in `attention`, with as many queries as keys.
+
+    Raises
+    ------
+    ValueError
+        If a mask is given, or queries and keys differ in number: torch would then count
+        the queries from the first key on, not from the last.
+
+    Source: Dao et al. 2022; chapter 2.
+    """
+    if mask is not None or query.shape[-2] != key.shape[-2]:
+        raise ValueError(
+            "causal_attention brings its own mask, for as many queries as keys; use "
+            "fused_attention with causal_mask(queries, keys)."
+        )
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def causal_mask(
@@ -195,9 +220,8 @@ class LayerNorm(nn.Module):
         self.eps = eps  # keeps a constant token from dividing by zero
 
     def forward(self, x: Tensor) -> Tensor:
-        mean = x.mean(dim=-1, keepdim=True)
-        variance = x.var(dim=-1, correction=0, keepdim=True)
-        return self.gain * (x - mean) / torch.sqrt(variance + self.eps) + self.bias
+        # gain * (x - mean) / sqrt(variance + eps) + bias, in one kernel of torch
+        return F.layer_norm(x, x.shape[-1:], self.gain, self.bias, self.eps)
 
 
 class MultiHeadAttention(nn.Module):
@@ -451,3 +475,295 @@ class EncoderDecoder(nn.Module):
             if done.all():
                 break
         return written[:, 1:]
+
+
+class TransformerLM(nn.Module):
+    """A language model: what comes next, for every token, from what stands before it.
+
+    GPT-2's shape out of chapter 1's blocks: pre-LN, GELU, learned positions, and one
+    matrix that is both the table of input vectors and, transposed, the output layer.
+
+    With v tokens in the vocabulary, n positions, width d, inner width f and b blocks it
+    has ``d (v + n) + b (4 d^2 + 2 d f + 9 d + f) + 2 d`` parameters: two tables; in
+    each block four square maps, two maps of the feed-forward network, their biases (4 d
+    and f + d) and two normalisations (4 d); the last normalisation.
+
+    Parameters
+    ----------
+    vocabulary
+        Number of tokens.
+    longest
+        How many tokens it can read.
+    d_model, heads, d_ff, blocks
+        Width of a token, heads, inner width and number of blocks.
+    attend
+        `causal_attention`, or its slow twins `attention` and `fused_attention`, which
+        are given the causal mask.
+
+    Source: Radford et al. 2019; chapter 2.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        longest: int,
+        d_model: int,
+        heads: int,
+        d_ff: int,
+        blocks: int,
+        attend: Attend = causal_attention,
+    ):
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, d_model)
+        self.positions = nn.Embedding(longest, d_model)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(d_model, heads, d_ff, True, F.gelu, attend=attend)
+            for _ in range(blocks)
+        )
+        self.norm = LayerNorm(d_model)
+        self.heads, self.attend = heads, attend
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw the weights as GPT-2 does: small, and smaller on the way to the sum.
+
+        Their standard deviation is GPT-2's 0.02 at its width, 768, and scaled to ours:
+        what a map puts out then has the same size at every width. Every block adds
+        twice to what flows through, so what it adds is divided by sqrt(2 blocks): the
+        sum then keeps its size however many blocks there are.
+        """
+        std = 0.02 * math.sqrt(768 / self.embedding.embedding_dim)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.dim() == 2:
+                adds = name.endswith(("attention.output.weight", "down.weight"))
+                scale = math.sqrt(2 * len(self.blocks)) if adds else 1.0
+                nn.init.normal_(parameter, std=std / scale)
+
+    @property
+    def longest(self) -> int:
+        """How many tokens it can read."""
+        return self.positions.num_embeddings
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the token AFTER each token.
+
+        Padding has to stand at the end: no token sees what comes after it, so none
+        sees padding, and no other mask is needed.
+
+        Parameters
+        ----------
+        tokens
+            (batch, tokens) token numbers.
+
+        Returns
+        -------
+        Tensor
+            (batch, tokens, vocabulary).
+
+        Raises
+        ------
+        ValueError
+            If there are more tokens than positions.
+        """
+        return self.logits(self.states(tokens)[-1])
+
+    def states(self, tokens: Tensor) -> list[Tensor]:
+        """What flows through the model: the embeddings and the output of each block.
+
+        (batch, tokens) token numbers to blocks + 1 tensors, (batch, tokens, d_model);
+        the last one is normalised, ready for `logits`.
+
+        Raises
+        ------
+        ValueError
+            If there are more tokens than positions.
+        """
+        x = self.embed(tokens)
+        own = self.attend is causal_attention
+        mask = None if own else causal_mask(tokens.shape[1], device=tokens.device)
+        states = [x]
+        for block in self.blocks:
+            x = block(x, mask)
+            states.append(x)
+        return [*states[:-1], self.norm(x)]
+
+    def embed(self, tokens: Tensor, first: int = 0) -> Tensor:
+        """Token numbers to vectors plus their positions, counted from `first`.
+
+        Raises
+        ------
+        ValueError
+            If there are more tokens than positions.
+        """
+        last = first + tokens.shape[1]
+        if last > self.longest:
+            raise ValueError(
+                f"{last} tokens, but this model has {self.longest} positions; give it "
+                "shorter texts, or build it with a larger `longest`."
+            )
+        return self.embedding(tokens) + self.positions.weight[first:last]
+
+    def logits(self, state: Tensor) -> Tensor:
+        """(..., d_model) to (..., vocabulary), by the matrix of the input vectors."""
+        return F.linear(state, self.embedding.weight)
+
+    def extend(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits after the last of some new tokens, without reading the old ones again.
+
+        Parameters
+        ----------
+        tokens
+            (batch, new tokens) that follow the ones that `cache` has seen.
+        cache
+            ``Cache(model, batch, longest)`` at first; the new tokens are added to it.
+
+        Returns
+        -------
+        Tensor
+            (batch, vocabulary).
+
+        Raises
+        ------
+        ValueError
+            If there are more tokens than positions.
+
+        Source: chapter 2.
+        """
+        seen, new = cache.seen, tokens.shape[1]
+        x = self.embed(tokens, seen)
+        mask = causal_mask(new, seen + new, device=tokens.device)
+        block: Any  # a ModuleList does not say of which modules
+        for number, block in enumerate(self.blocks):
+            part, normed = block.attention, block.attention_norm(x)
+            query, key, value = part.project(normed, normed)
+            key, value = cache.add(number, key, value)
+            x = x + part.output(part.merge(fused_attention(query, key, value, mask)))
+            x = x + block.feed_forward(block.feed_forward_norm(x))
+        cache.seen += new
+        return self.logits(self.norm(x[:, -1]))
+
+
+class Cache:
+    """Keys and values of the tokens that a language model has read so far.
+
+    Parameters
+    ----------
+    model
+        Whose cache it is.
+    batch
+        How many texts.
+    longest
+        Tokens it has room for.
+
+    Source: chapter 2.
+    """
+
+    def __init__(self, model: TransformerLM, batch: int, longest: int):
+        like = model.embedding.weight
+        d_head = like.shape[1] // model.heads
+        shape = (len(model.blocks), 2, batch, model.heads, longest, d_head)
+        self._kept = like.new_zeros(shape)
+        self.seen = 0
+
+    def add(self, block: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keep (batch, heads, new, d_head) keys and values; returns all so far."""
+        last = self.seen + key.shape[2]
+        kept = self._kept[block, :, :, :, :last]
+        kept[0, :, :, self.seen :], kept[1, :, :, self.seen :] = key, value
+        return kept[0], kept[1]
+
+
+@torch.no_grad()
+def generate(
+    model: TransformerLM,
+    start: int | Sequence[int],
+    end: int,
+    longest: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+    count: int = 1,
+) -> Tensor:
+    """Draw texts: the next token again and again, from what the model expects.
+
+    Parameters
+    ----------
+    model
+        It is read in the mode in which it is.
+    start
+        The token that opens a text, or several tokens with which every text begins.
+    end
+        The token that closes a text.
+    longest
+        Stop after so many new tokens.
+    temperature
+        Divides the logits: below 1 the likely gets likelier, above 1 less so.
+    top_k
+        Draw from the `top_k` most likely tokens only; 1 always takes the most likely
+        one, None takes all.
+    generator
+        Of the random numbers, on the model's device; by default torch's own.
+    count
+        How many texts, all at once.
+
+    Returns
+    -------
+    Tensor
+        (count, tokens) token numbers without `start`; 0 after `end`.
+
+    Raises
+    ------
+    ValueError
+        If the temperature is not above 0, `top_k` or `count` is out of range, there is
+        no start, or start and new tokens are more than the model has positions.
+
+    Source: chapter 2.
+    """
+    opening = [start] if isinstance(start, int) else list(start)
+    vocabulary, device = model.embedding.num_embeddings, model.embedding.weight.device
+    top_k = vocabulary if top_k is None else top_k
+    _check_generation(model, opening, longest, temperature, top_k, count)
+    following = torch.tensor(opening, device=device).expand(count, -1)
+    done = torch.zeros(count, dtype=torch.bool, device=device)
+    written: list[Tensor] = []
+    cache = Cache(model, count, len(opening) + longest - 1)
+    while len(written) < longest and not done.all():
+        best, tokens = model.extend(following, cache).topk(top_k)
+        chances = torch.softmax(best.float() / temperature, dim=-1)
+        drawn = tokens.gather(1, torch.multinomial(chances, 1, generator=generator))
+        following = drawn.masked_fill(done[:, None], 0)
+        written.append(following)
+        done |= following[:, 0] == end
+    return torch.cat(written, dim=1)
+
+
+def _check_generation(
+    model: TransformerLM,
+    opening: list[int],
+    longest: int,
+    temperature: float,
+    top_k: int,
+    count: int,
+) -> None:
+    """One clear error for what cannot be drawn."""
+    vocabulary = model.embedding.num_embeddings
+    if not temperature > 0:
+        raise ValueError(
+            f"The temperature is {temperature}; expected above 0. For the most likely "
+            "token every time use top_k=1."
+        )
+    if not 1 <= top_k <= vocabulary:
+        raise ValueError(f"top_k is {top_k}; expected 1 to {vocabulary}.")
+    if count < 1 or longest < 1 or not opening:
+        raise ValueError(
+            f"{count} texts of {longest} tokens after {len(opening)} tokens; expected "
+            "at least one of each."
+        )
+    # The last token that is drawn is never read.
+    if len(opening) + longest - 1 > model.longest:
+        raise ValueError(
+            f"{len(opening)} + {longest} tokens, but this model has {model.longest} "
+            "positions; ask for fewer."
+        )

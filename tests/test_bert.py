@@ -48,6 +48,58 @@ def test_weights_equal_those_of_transformers():
     assert (ours - theirs).abs().max() < 1e-4
 
 
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A random BERT as files of 2018 hold it: prefix "bert.", gamma and beta."""
+    from safetensors.torch import save_file
+    from transformers import BertConfig, BertForPreTraining
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=12,
+    )
+    model = BertForPreTraining(config).eval()
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.LayerNorm):  # not all ones and zeros
+            torch.nn.init.normal_(norm.weight)
+            torch.nn.init.normal_(norm.bias)
+    old = {}
+    for name, weight in model.state_dict().items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma")
+        name = name.replace("LayerNorm.bias", "LayerNorm.beta")
+        if name.startswith("bert."):
+            old[name] = weight.clone()
+    save_file(old, tmp_path / "model.safetensors")
+    config.save_pretrained(tmp_path)
+    monkeypatch.setattr(data, "weights", lambda name: tmp_path)
+    return model.bert
+
+
+def test_a_bert_with_the_names_of_2018_gives_the_same_hidden_states(tiny):
+    ids = torch.randint(1, 50, (3, 7))
+    mask = torch.arange(7) < torch.tensor([[7], [4], [1]])
+    with torch.no_grad():
+        ours = bert.load_encoder("bert-base-uncased")(ids, mask.long())
+        theirs = tiny(ids, mask.long(), output_hidden_states=True).hidden_states
+    for mine, expected in zip(ours, theirs, strict=True):
+        assert ((mine - expected) * mask[:, :, None]).abs().max() < 1e-5
+
+
+def test_weights_of_a_tiny_bert_hide_padding_and_equal_the_eager_ones(tiny):
+    ids = torch.randint(1, 50, (2, 6))
+    mask = torch.tensor([[1] * 6, [1, 1, 0, 0, 0, 0]])
+    tiny.set_attn_implementation("eager")
+    with torch.no_grad():
+        theirs = torch.stack(tiny(ids, mask, output_attentions=True).attentions)
+        ours = bert.load_encoder("x").weights(ids, mask)
+    assert (ours - theirs).abs().max() < 1e-5
+
+
 def test_every_weight_of_the_encoder_is_loaded():
     encoder = bert.load_encoder()
     published = json.loads((data.weights("minilm") / "config.json").read_text())
@@ -64,13 +116,18 @@ def test_a_text_longer_than_the_positions_is_refused():
         encoder(ids, torch.ones_like(ids))
 
 
-def test_weights_of_another_kind_of_model_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("field", "value"), [("model_type", "gpt2"), ("hidden_act", "relu")]
+)
+def test_weights_of_another_kind_of_model_are_refused(
+    tmp_path, monkeypatch, field, value
+):
     shutil.copy(data.weights("minilm") / "config.json", tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["model_type"] = "gpt2"
+    config[field] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(data, "weights", lambda name: tmp_path)
-    with pytest.raises(MedlmError, match=r"'gpt2'.*expected 'bert'"):
+    with pytest.raises(MedlmError, match=rf"'{value}'.*expected 'bert' with 'gelu'"):
         bert.load_encoder()
 
 

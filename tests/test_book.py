@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import base64
 import doctest
 import importlib.util
 import json
 import os
 import re
 import shutil
+import struct
 import sys
+import types
 from pathlib import Path
 
 import nbformat
@@ -170,6 +173,81 @@ def test_publish_never_empties_a_folder_that_is_not_its_own(tmp_path):
     with pytest.raises(build_book.BuildError, match="not an earlier copy"):
         build_book.publish(tmp_path / "html", tmp_path / "home")
     assert precious.exists()
+
+
+def test_a_folder_of_others_is_no_build_folder(small_root):
+    precious = write(small_root / "book" / "thesis.md", "")
+    with pytest.raises(build_book.BuildError, match="holds book, which no build"):
+        build_book.build(small_root, small_root)
+    assert precious.exists()
+
+
+def test_an_earlier_build_folder_may_be_used_again(tmp_path):
+    build_book.claim(tmp_path / "lint", usual=tmp_path / "_build")
+    write(tmp_path / "lint" / "html" / "index.html", "")
+    build_book.claim(tmp_path / "lint", usual=tmp_path / "_build")
+
+
+def said_by_main(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    """Exit status and error output of the command line."""
+    monkeypatch.setattr(sys, "argv", ["build_book.py", *arguments])
+    return build_book.main(), capsys.readouterr().err
+
+
+def test_another_build_folder_takes_the_book(tmp_path, monkeypatch, capsys):
+    def built(*, build_folder, **_):
+        return write(build_folder / "html" / "index.html", "")
+
+    monkeypatch.setattr(build_book, "build", built)
+    folder = tmp_path / "lint"
+    assert said_by_main(monkeypatch, capsys, "--build-folder", str(folder)) == (0, "")
+    assert (folder / "html" / "index.html").is_file()
+
+
+def test_a_build_folder_that_is_a_file_is_explained(tmp_path, monkeypatch, capsys):
+    file = write(tmp_path / "taken", "")
+    status, said = said_by_main(monkeypatch, capsys, "--build-folder", str(file))
+    assert status == 1
+    assert said.startswith(f"The book was not built. {file}: File exists.")
+    assert "--build-folder" in said
+    assert said.count("\n") == 1
+
+
+def test_an_interrupted_build_ends_without_a_traceback(monkeypatch, capsys):
+    def stopped(**_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build_book, "build", stopped)
+    status, said = said_by_main(monkeypatch, capsys)
+    assert status == 130
+    assert said == "\nStopped. Nothing half-written is left; call again.\n"
+
+
+def test_after_an_interruption_the_next_build_starts_anew(tmp_path, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    stamp = write(tmp_path / "book" / "shape.txt", "")
+    monkeypatch.setattr(build_book.subprocess, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_book.run_jupyter_book(
+            tmp_path, stamp.parent, tmp_path, tmp_path, show=False
+        )
+    assert not stamp.exists()
+
+
+def test_an_interrupted_copy_leaves_the_old_file(tmp_path, monkeypatch):
+    def stopped(path, part):
+        part.write_text("ha")
+        raise KeyboardInterrupt
+
+    source = write(tmp_path / "new.html", "half")
+    copy = write(tmp_path / "to" / "page.html", "old")
+    monkeypatch.setattr(build_book.shutil, "copyfile", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_book.sync({"page.html": source}, copy.parent)
+    assert read(copy) == "old"
+    assert list(copy.parent.iterdir()) == [copy]
 
 
 # Links --------------------------------------------------------------------------------
@@ -395,6 +473,99 @@ def test_thebe_is_left_out(small_book):
     assert "THEBE_JS_URL" not in page
 
 
+# Signatures and source ----------------------------------------------------------------
+
+MODULE = """
+@dataclass(frozen=True)
+class Fields:
+    size: int
+    known: Tensor | None = None
+    made: list[int] = field(default_factory=list)
+
+class Block(torch.nn.Module):
+    def __init__(self, width: int, mask: Tensor | None = None, *, eps: float = 0.5):
+        pass
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, found: Result) -> Result | None:
+        pass
+
+    @staticmethod
+    def plain(x: Tensor | None) -> Tensor: ...
+
+    @exercise
+    def wrapped(self, x): ...
+
+class Can(Protocol):
+    pass
+"""
+
+
+@pytest.fixture
+def signature(tmp_path, monkeypatch):
+    """What the extension says that one name of a small module is called with."""
+    extension = load(BOOK / "_ext" / "medlm_book.py")
+    module = types.ModuleType("medlm_utils.small")
+    module.__file__ = str(write(tmp_path / "small.py", MODULE))
+    module.Result = type("Result", (), {"__module__": "medlm_utils.checks.core"})
+    monkeypatch.setitem(sys.modules, "medlm_utils.small", module)
+
+    def signed(name: str):
+        name = f"medlm_utils.small.{name}"
+        return extension.sign_as_in_source(None, "", name, None, None, "(*args)", "")
+
+    return signed
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        (
+            "Fields",
+            ("(size: int, known: Tensor | None=None, made: list[int]=...)", None),
+        ),
+        ("Block", ("(width: int, mask: Tensor | None=None, *, eps: float=0.5)", None)),
+        (
+            "Block.forward",
+            (
+                "(x: Tensor, found: ~medlm_utils.checks.core.Result)",
+                "~medlm_utils.checks.core.Result | None",
+            ),
+        ),
+        ("Block.plain", ("(x: Tensor | None)", "Tensor")),
+        ("Block.wrapped", None),
+        ("Can", ("", None)),
+        ("nothing", None),
+    ],
+)
+def test_signatures_stand_as_in_the_source(signature, name, expected):
+    assert signature(name) == expected
+
+
+def test_only_our_modules_are_listed_as_source():
+    extension = load(BOOK / "_ext" / "medlm_book.py")
+    env = types.SimpleNamespace(
+        _viewcode_modules={"torch": False, "medlm_utils.data": ("text", {}, {}, "")}
+    )
+    extension.list_only_our_source(None, env)
+    assert list(env._viewcode_modules) == ["medlm_utils.data"]
+    extension.list_only_our_source(None, types.SimpleNamespace())  # no viewcode
+
+
+def png(width: int) -> str:
+    """The head of a picture of this width, as notebooks hold it."""
+    head = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sII", 13, b"IHDR", width, 400)
+    return base64.b64encode(head).decode()
+
+
+def test_figures_with_several_panels_are_wide():
+    extension = load(BOOK / "_ext" / "medlm_book.py")
+    for width, wide in [(617, False), (740, False), (781, True), (1000, True)]:
+        output = types.SimpleNamespace(mime_type="image/png", content=png(width))
+        assert extension.is_wide(output) is wide
+    assert not extension.is_wide(types.SimpleNamespace(mime_type="image/svg+xml"))
+
+
 # The pages ----------------------------------------------------------------------------
 
 
@@ -510,13 +681,50 @@ def test_a_tag_publishes_the_checked_pages():
     assert commands.index("python tools/check_links.py public") > build
 
 
+def test_every_push_runs_everything_and_keeps_the_pictures():
+    workflow = yaml.safe_load(read(ROOT / ".github" / "workflows" / "ci.yml"))
+    assert {"push", "pull_request"} <= set(workflow[True])
+    (job,) = workflow["jobs"].values()
+    runs = [step.get("run") for step in job["steps"]]
+    assert "bash .ci/run" in runs
+    (kept,) = (s for s in job["steps"] if "upload-artifact" in s.get("uses", ""))
+    assert kept["if"] == "always()"
+    assert kept["with"]["path"] == "_build/screenshots"
+
+
+def test_code_of_the_pages_fits_beside_the_contents():
+    """At 1280 pixels 80 characters fit; the browser's tests hold the font's size."""
+    for path in BOOK.glob("*.md"):
+        blocks = re.findall(r"^```(?!\{)\w*\n(.*?)^```", read(path), re.M | re.S)
+        lines = [line for block in blocks for line in block.splitlines()]
+        assert [line for line in lines if len(line) > 80] == [], path.name
+
+
+def test_the_licences_of_code_and_text_are_told_apart():
+    page = " ".join(read(BOOK / "index.md").split())
+    assert "The code, also that in the notebooks, is under the BSD 3-Clause" in page
+    assert "figures, also those in the notebooks, are under [CC BY 4.0]" in page
+
+
+def imported_first(path: Path) -> list[str]:
+    """The packages that a module needs as soon as it is imported."""
+    names = []
+    for node in ast.parse(read(path)).body:
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(node.module)
+    return [name.split(".")[0] for name in names]
+
+
 def test_the_book_builds_where_torch_is_missing():
     """What the package imports is a stand-in, or stands in the extra `book`."""
     mocked = yaml.safe_load(read(ROOT / "_config.yml"))["sphinx"]["config"]
     known = {"numpy", "matplotlib", "IPython", "medlm_utils", *sys.stdlib_module_names}
     for path in (ROOT / "medlm_utils").rglob("*.py"):
-        names = re.findall(r"^(?:import|from) (\w+)", read(path), re.MULTILINE)
-        assert set(names) <= known | set(mocked["autodoc_mock_imports"]), path.name
+        assert set(imported_first(path)) <= known | set(
+            mocked["autodoc_mock_imports"]
+        ), path.name
 
 
 # The whole book -----------------------------------------------------------------------
@@ -531,6 +739,26 @@ def site(tmp_path_factory):
 @pytest.mark.slow
 def test_every_link_leads_somewhere_and_no_asset_is_foreign(site):
     assert check_links.check(site) == []
+
+
+@pytest.mark.slow
+def test_the_list_of_source_code_leads_to_our_modules_only(site):
+    listed = re.findall(r'href="([^"#]+)\.html">', read(site / "_modules/index.html"))
+    assert "torch" not in listed
+    assert any(name.startswith("medlm_utils/") for name in listed)
+
+
+@pytest.mark.slow
+def test_no_signature_of_the_reference_is_a_stand_ins(site):
+    page = re.sub(r"<[^>]+>", "", read(site / "book" / "api.html"))
+    assert "kwargs: Any" not in page
+    assert "mask: Tensor | None = None" in " ".join(page.split())
+
+
+@pytest.mark.slow
+def test_wide_figures_stand_in_a_box(site):
+    page = read(site / "notebooks" / "01_attention.html")
+    assert 5 <= page.count('<div class="medlm-wide-figure') < page.count("/_images/")
 
 
 @pytest.mark.slow

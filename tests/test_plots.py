@@ -32,7 +32,7 @@ def test_numbers_in_cells_stand_out_from_their_cell():
 
 def test_heatmaps_share_one_scale():
     figure = plots.heatmaps(np.stack([np.eye(2), np.eye(2) / 2]), ["one", "half"])
-    assert {ax.images[0].get_clim() for ax in figure.axes} == {(0.0, 1.0)}
+    assert {ax.images[0].get_clim() for ax in figure.axes[:2]} == {(0.0, 1.0)}
 
 
 def test_curves_draw_every_line_with_its_own_style():
@@ -65,3 +65,25 @@ def test_the_style_is_applied():
         runtime.style_plots()
         assert plt.rcParams["image.cmap"] == "cividis"
         assert plt.rcParams["axes.grid"] is True
+
+
+def test_flow_draws_every_box_and_one_sum_a_branch():
+    steps = [["norm", "attention"], "last norm"]
+    figure = plots.flow({"left": steps, "right": [["cross"]]}, ("left", "cross"))
+    said = [[text.get_text() for text in ax.texts] for ax in figure.axes]
+    assert [word for word in said[0] if word] == ["norm", "attention", "+", "last norm"]
+    assert [word for word in said[1] if word] == ["cross", "+"]
+    assert [ax.get_title() for ax in figure.axes] == ["left", "right"]
+
+
+def test_colours_are_explained_where_values_are_not_written():
+    bare, written = plots.row(2)[1]
+    plots.heatmap(np.eye(2), ax=bare)
+    assert len(bare.figure.axes) == 3  # two pictures and a colour bar
+    plots.heatmap(np.eye(2), ax=written, digits=1)
+    assert len(bare.figure.axes) == 3
+
+
+def test_panels_without_limits_share_the_extremes_of_all():
+    figure = plots.heatmaps([np.eye(2), 3 * np.eye(2)], ["a", "b"], limits=None)
+    assert {ax.images[0].get_clim() for ax in figure.axes[:2]} == {(0.0, 3.0)}

@@ -4,9 +4,11 @@ import ast
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 
 import pytest
 import yaml
@@ -87,14 +89,23 @@ class TestMap:
                     if len(parts) > 1 and parts[1] in order and parts[1] != name:
                         assert order.index(parts[1]) < place, f"{file.name}: {module}"
 
-    def test_packages_of_pyproject_are_those_that_exist(self, root):
-        settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-        named = set(settings["tool"]["setuptools"]["packages"])
-        found = {
-            ".".join(p.parent.relative_to(root).parts)
-            for p in (root / "medlm_utils").rglob("__init__.py")
+    @pytest.mark.slow
+    def test_the_wheel_carries_every_module_record_and_table(self, root, tmp_path):
+        names = ("medlm_utils", "pyproject.toml", "README.md", "LICENSE")
+        for name in names:
+            copy = shutil.copytree if (root / name).is_dir() else shutil.copy
+            copy(root / name, tmp_path / name)
+        build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "."]
+        done = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True)
+        assert not done.returncode, done.stdout + done.stderr
+        (wheel,) = (tmp_path / "dist").glob("*.whl")
+        inside = set(zipfile.ZipFile(wheel).namelist())
+        wanted = {
+            path.relative_to(root).as_posix()
+            for path in (root / "medlm_utils").rglob("*")
+            if path.suffix in {".py", ".json", ".tsv"}
         }
-        assert named == found
+        assert wanted <= inside
 
     def test_transformers_is_imported_by_bert_alone(self, root):
         for file in (root / "medlm_utils").rglob("*.py"):
@@ -178,9 +189,12 @@ class TestDependencies:
 
     def test_the_version_is_the_same_everywhere(self, root):
         version = project(root)["version"]
-        assert f"## {version}" in (root / "CHANGELOG.md").read_text(encoding="utf-8")
+        changelog = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+        assert f"## {version}" in changelog
         citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
         assert citation["version"] == version
+        unreleased = f"## {version} (unreleased)" in changelog
+        assert unreleased != ("date-released" in citation)
 
 
 class TestCommands:

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import nbformat
 import notebook_inputs
@@ -15,7 +17,8 @@ from notebook_inputs import bare_code, inputs_hash, is_fresh
 
 MODULES = {
     "__init__.py": "",
-    "low.py": '"""Low."""\nWEIGHTS = "' + "a" * 64 + '"\ndef f():\n    return 1\n',
+    "low.py": '"""Low."""\nfrom medlm_utils import data\ndef f():\n    return 1\n',
+    "data.py": '"""Data."""\n',
     "high.py": '"""High."""\nfrom medlm_utils import low\nimport numpy\n',
     "other.py": "X = 1\n",
 }
@@ -28,6 +31,11 @@ def small_root(tmp_path):
     package.mkdir()
     for name, text in MODULES.items():
         (package / name).write_text(text)
+    (package / "checks").mkdir()
+    (package / "checks" / "__init__.py").write_text("Y = 1\n")
+    (package / "checks" / "one.py").write_text("Z = 1\n")
+    (package / "registry").mkdir()
+    (package / "registry" / "weights.tsv").write_text("model\t" + "a" * 64 + "\n")
     (tmp_path / "requirements.lock").write_text("numpy==2\n")
     return tmp_path
 
@@ -47,6 +55,12 @@ class TestHash:
             'X = "#no comment"\ndef f():\n    ; y = 1\n    return "kept"'
         )
 
+    def test_blank_lines_count_inside_a_string_only(self):
+        assert bare_code("x = 1\n\ny = 2") == bare_code("x = 1\ny = 2")
+        assert bare_code('x = """a\n\nb"""') != bare_code('x = """a\nb"""')
+        assert bare_code('x = """a  \nb"""') != bare_code('x = """a\nb"""')
+        assert bare_code('"""A\n\nb."""\nx = 1') == bare_code('"""C."""\nx = 1')
+
     def test_a_string_that_is_no_docstring_counts(self):
         assert bare_code('x = """text"""') != bare_code('x = """other"""')
 
@@ -54,7 +68,9 @@ class TestHash:
         ("name", "before", "after", "stale"),
         [
             ("low.py", "return 1", "return 2", True),
-            ("low.py", "a" * 64, "b" * 64, True),
+            ("registry/weights.tsv", "a" * 64, "b" * 64, True),
+            ("checks/__init__.py", "Y = 1", "Y = 2", True),
+            ("checks/one.py", "Z = 1", "Z = 2", True),
             ("low.py", "Low.", "Quite low.", False),
             ("low.py", "def f():", "# why\n\ndef f():", False),
             ("high.py", "import numpy", "import torch", True),
@@ -62,7 +78,9 @@ class TestHash:
         ],
     )
     def test_what_makes_a_notebook_stale(self, small_root, name, before, after, stale):
-        notebook = notebook_of("from medlm_utils import high", "print(1)")
+        notebook = notebook_of(
+            "from medlm_utils import high", "import medlm_utils.checks.one"
+        )
         old = inputs_hash(notebook, small_root)
         file = small_root / "medlm_utils" / name
         file.write_text(file.read_text().replace(before, after))
@@ -74,6 +92,20 @@ class TestHash:
         assert inputs_hash(notebook_of("print(1)  # comment"), small_root) == old
         (small_root / "requirements.lock").write_text("numpy==3\n")
         assert inputs_hash(notebook_of("print(1)"), small_root) != old
+
+    def test_magics_and_the_ends_of_cells_count(self, small_root):
+        hashes = {
+            inputs_hash(notebook_of(*cells), small_root)
+            for cells in [
+                ("%env A=1",),
+                ("%env A=2",),
+                ("x = !ls",),
+                ("1", "2"),
+                ("1\n2",),
+                ("if True:\n    %time 1",),
+            ]
+        }
+        assert len(hashes) == 6
 
     @pytest.mark.parametrize(
         "statement",
@@ -97,6 +129,7 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.setattr(run_notebooks, "NOTEBOOKS", tmp_path / "notebooks")
     monkeypatch.setattr(run_notebooks, "EXECUTED", tmp_path / "executed")
     monkeypatch.setattr(run_notebooks, "RECORDED", tmp_path / "recorded")
+    monkeypatch.setattr(run_notebooks, "KERNEL_LOG", tmp_path / "kernel.log")
 
     def put(name, *sources):
         path = tmp_path / "notebooks" / f"{name}.ipynb"
@@ -155,8 +188,25 @@ class TestRuns:
         assert run_notebooks.main() == 1
         captured = capsys.readouterr()
         assert "ZeroDivisionError" in captured.err and "1 / 0" in captured.err
+        assert "That was cell 2 of 3 of a.ipynb." in captured.err
         assert "\x1b" not in captured.err and "FAILED" in captured.out
         assert not run_notebooks.executed_path(path).exists()
+
+    def test_ctrl_c_stops_without_a_traceback(self, root):
+        """The real program, interrupted in the middle of a chapter."""
+        running = subprocess.Popen(
+            [sys.executable, "tools/run_notebooks.py", "--build", "--force", "01_att"],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(6)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=30)
+        assert running.returncode == 130, out + err
+        assert "stopped after" in out and "Traceback" not in err
+        assert "call the same command again" in err
 
     def test_kernels_have_no_network(self, workplace):
         path = workplace(
@@ -183,6 +233,27 @@ class TestWithoutAKernel:
         env = run_notebooks.kernel_environment(tmp_path)
         assert env["MEDLM_RESULTS_DIR"] == str(tmp_path)
         assert (env["MEDLM_PROFILE"], env["MEDLM_OFFLINE"]) == ("cpu", "1")
+        assert (env["HF_HUB_OFFLINE"], env["TQDM_DISABLE"]) == ("1", "1")
+
+    def test_a_failed_write_keeps_the_old_notebook(self, workplace, monkeypatch):
+        path = workplace("a", "1")
+        before = path.read_bytes()
+
+        def half(_, target):
+            target.write_text("{")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(run_notebooks.nbformat, "write", half)
+        with pytest.raises(OSError, match="No space"):
+            run_notebooks.write(nbformat.read(path, as_version=4), path)
+        assert path.read_bytes() == before
+
+    def test_a_build_folder_that_cannot_be_written_stops_before_any_work(
+        self, tmp_path
+    ):
+        (tmp_path / "_build").write_text("a file in the way")
+        with pytest.raises(SystemExit, match="Cannot write into"):
+            run_notebooks.check_writable(tmp_path / "_build" / "results")
 
     def test_stale_says_which_and_fails(self, workplace, monkeypatch, capsys):
         path = workplace("a", "1")

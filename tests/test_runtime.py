@@ -66,7 +66,7 @@ class TestSetup:
         runtime.setup("no_such_notebook")
         out = capsys.readouterr().out
         assert out.count("\n") == 1
-        assert "profile cpu (MEDLM_PROFILE asks for it)" in out
+        assert "profile cpu (MEDLM_PROFILE)" in out
         assert f"seed {runtime.SEED}" in out
 
     def test_tells_the_recorded_time_as_an_approximate_number(
@@ -110,9 +110,13 @@ class TestApprox:
             (0.12345, 3, "≈0.123"),
             (1234.5, 3, "≈1230"),
             (99.96, 3, "≈100"),
+            (45, 3, "≈45"),
+            (45.0, 3, "≈45.0"),
+            (1234, 3, "≈1230"),
             (2.3e-7, 2, "≈2.3e-07"),
             (-3.14159, 3, "≈-3.14"),
             (0, 3, "≈0"),
+            (0.0, 3, "≈0"),
             (math.nan, 3, "≈nan"),
             (np.float32(0.5), 2, "≈0.50"),
             (torch.tensor(2.0), 2, "≈2.0"),

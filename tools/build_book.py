@@ -1,10 +1,11 @@
 """Build the HTML book from the committed notebooks, or from those just executed.
 
-    python tools/build_book.py [--executed] [--out FOLDER]
+    python tools/build_book.py [--executed] [--build-folder FOLDER] [--out FOLDER]
 
 Sources are staged in _build/source, where Sphinx reads them; the pages go to
-_build/html. A file that did not change keeps its time stamp, so that a second build
-reads only what is new. Needs neither torch nor the network.
+_build/html. --build-folder names another folder than _build for both. A file that did
+not change keeps its time stamp, so that a second build reads only what is new. Needs
+neither torch nor the network.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ NOT_STAGED = ("solutions", ".ipynb_checkpoints", "__pycache__")
 # What shapes every page: when it changes, nothing of an earlier build may stay.
 SHAPES_EVERY_PAGE = ("_config.yml", "_toc.yml", "book/_ext", "book/_templates")
 PROBLEM = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback|^\w*(Error|Exception):")
+# What a build folder holds, and the file that says it is one.
+PARTS = ("source", "book", "html")
+OURS = "medlm-build.txt"
 MARKER = ".nojekyll"  # GitHub Pages: serve folders that begin with an underscore
 
 
@@ -44,6 +48,7 @@ def main() -> int:
     print("Building the book (5 to 30 s) ...", flush=True)
     try:
         index = build(
+            build_folder=options.build_folder.resolve(),
             executed=options.executed,
             notebooks=options.notebooks,
             show=options.verbose,
@@ -55,7 +60,23 @@ def main() -> int:
     except BuildError as error:
         print(f"The book was not built. {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"The book was not built. {what_to_do(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped. Nothing half-written is left; call again.", file=sys.stderr)
+        return 130
     return 0
+
+
+def what_to_do(error: OSError) -> str:
+    """A file that cannot be read or written: which, why, and what helps."""
+    where = error.filename2 or error.filename or "A file"
+    return (
+        f"{where}: {error.strerror or error}. The build folder and the folder after "
+        "--out must be folders that you may write to, on a disk with room. Mend that, "
+        "or name another folder with --build-folder."
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -67,6 +88,13 @@ def parse_arguments() -> argparse.Namespace:
         help="take notebooks from _build/executed and results from _build/results",
     )
     parser.add_argument("--notebooks", type=Path, help="another folder of notebooks")
+    parser.add_argument(
+        "--build-folder",
+        type=Path,
+        default=BUILD,
+        metavar="FOLDER",
+        help="where everything is built (default: _build)",
+    )
     parser.add_argument("--out", type=Path, help="also copy the finished site there")
     parser.add_argument("--verbose", action="store_true", help="show Sphinx's output")
     return parser.parse_args()
@@ -101,6 +129,7 @@ def build(
         If a source is missing or Sphinx warns; its message holds the warnings.
     """
     build_folder = build_folder or root / "_build"
+    claim(build_folder, usual=root / "_build")
     source, book = build_folder / "source", build_folder / "book"
     sync(sources(root, executed, notebooks), source)
     forget_if_reshaped(source, book)
@@ -109,6 +138,24 @@ def build(
     html = build_folder / "html"
     sync(files_of(book / "_build" / "html", is_page_or_asset), html)
     return html / "index.html"
+
+
+def claim(folder: Path, usual: Path) -> None:
+    """Take a folder for building, if nothing else can be lost there.
+
+    Raises
+    ------
+    BuildError
+        If it holds a folder ``source``, ``book`` or ``html`` that no build made.
+    """
+    taken = [name for name in PARTS if (folder / name).exists()]
+    if taken and folder != usual and not (folder / OURS).is_file():
+        raise BuildError(
+            f"{folder} holds {', '.join(taken)}, which no build of the book made (no "
+            f"{OURS} beside it). Name an empty or new folder after --build-folder."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OURS).write_text("Made by tools/build_book.py.\n", encoding="utf-8")
 
 
 def sources(
@@ -175,10 +222,20 @@ def sync(files: dict[str, Path], target: Path) -> list[str]:
         if copy.is_file() and filecmp.cmp(path, copy, shallow=False):
             continue
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        copy_whole(path, copy)
         changed.append(name)
     filecmp.clear_cache()
     return changed + list(remove_others(files, target))
+
+
+def copy_whole(path: Path, copy: Path) -> None:
+    """Copy a file so that whoever stops us finds the old one or the new one."""
+    part = copy.with_name(f"{copy.name}.part")
+    try:
+        shutil.copyfile(path, part)
+        os.replace(part, copy)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def remove_others(files: dict[str, Path], target: Path) -> Iterator[str]:
@@ -239,14 +296,19 @@ def run_jupyter_book(
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
     command += ["build", str(source), "--path-output", str(book)]
     command += ["-W", "-n", "--keep-going"]
-    done = subprocess.run(
-        command,
-        env=environment(results, root),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        encoding="utf-8",
-        errors="replace",
-    )
+    try:
+        done = subprocess.run(
+            command,
+            env=environment(results, root),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+        )
+    except KeyboardInterrupt:
+        # Sphinx may have been writing a page: the next build starts anew.
+        (book / "shape.txt").unlink()
+        raise
     (book / "build.log").write_text(done.stdout, encoding="utf-8")
     if show:
         print(done.stdout)

@@ -40,6 +40,7 @@ wrong. The solution is folded; nothing here needs what the chapter has computed.
 SETUP = """\
 import importlib.util
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -53,8 +54,16 @@ if importlib.util.find_spec("medlm_utils") is None:
             "with the project's folder or its address "
             "(git+https://...) as SOURCE, then this cell."
         )
+    if pathlib.Path(source).exists():
+        source = pathlib.Path(source).resolve().as_uri()
     pip = [sys.executable, "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, source], check=True)
+    wanted = f"medlm-utils[offline] @ {source}"
+    if subprocess.run([*pip, wanted]).returncode:
+        raise RuntimeError(
+            f"pip could not install {source}: its message "
+            "stands above. Check MEDLM_INSTALL."
+        )
+    importlib.invalidate_caches()
 
 from medlm_utils import runtime
 

@@ -19,8 +19,8 @@ CHECKS = {
     "spelling": ["-m", "codespell_lib", *WORDS],
     "notebook structure": ["tools/check_structure.py"],
     "exercises derived": ["tools/exercises.py", "--check"],
-    "book": ["tools/build_book.py"],
-    "links": ["tools/check_links.py"],
+    "book": ["tools/build_book.py", "--build-folder", "_build/lint"],
+    "links": ["tools/check_links.py", "_build/lint/html"],
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "medlm_utils"
-WEIGHTS = re.compile(r"\b[0-9a-f]{64}\b")
+MAGIC = re.compile(r"^(?P<indent>[ \t]*)(?P<text>(?:\w+ *= *)?[%!].*)$", re.M)
 
 
 def read_notebook(path: Path) -> dict[str, Any]:
@@ -36,16 +36,33 @@ def source_of(cell: dict[str, Any]) -> str:
 
 
 def bare_code(source: str) -> str:
-    """Python source without docstrings, comments and blank lines.
+    """Python source without docstrings, comments, and blank lines outside strings.
 
     Works on positions in the text: every version of Python gives the same result.
     """
-    lines = source.splitlines(keepends=True)
+    lines = source.splitlines()
+    inside = _rows_inside_strings(source)
+    kept = dict(enumerate(lines, 1))
     cuts = [*_docstring_spans(source), *_comment_spans(source)]
     for (row, column), (last_row, last_column) in sorted(cuts, reverse=True):
-        kept = lines[row - 1][:column] + lines[last_row - 1][last_column:]
-        lines[row - 1 : last_row] = [kept]
-    return "\n".join(line.rstrip() for line in lines if line.strip())
+        rest = kept[row][:column] + lines[last_row - 1][last_column:]
+        kept |= dict.fromkeys(range(row, last_row + 1), "")
+        kept[row] = rest.rstrip()
+    shown = (line for row, line in kept.items() if line.strip() or row in inside)
+    return "\n".join(shown)
+
+
+def _rows_inside_strings(source: str) -> set[int]:
+    """Rows inside a string of several lines, docstrings apart: blanks count there."""
+    docstrings = {row for (row, _), _ in _docstring_spans(source)}
+    rows: set[int] = set()
+    for node in ast.walk(ast.parse(source)):
+        text = isinstance(node, ast.JoinedStr) or (
+            isinstance(node, ast.Constant) and isinstance(node.value, str | bytes)
+        )
+        if text and node.end_lineno is not None and node.lineno not in docstrings:
+            rows |= set(range(node.lineno, node.end_lineno))
+    return rows
 
 
 def _docstring_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -112,23 +129,30 @@ def needed_files(source: str, root: Path = ROOT) -> list[Path]:
 
 
 def notebook_code(notebook: dict[str, Any]) -> str:
-    """The code of all cells as one Python source; magics are commented out."""
-    source = "\n".join(source_of(cell) for cell in code_cells(notebook))
-    return re.sub(r"^(\s*)[%!]", r"\1#", source, flags=re.M)
+    """The code of all cells as one Python source.
+
+    A magic becomes a call with its text, so that it counts; so does the end of a cell.
+    """
+    cells = [MAGIC.sub(_magic_call, source_of(cell)) for cell in code_cells(notebook)]
+    return "\n_end_of_cell()\n".join(cells)
+
+
+def _magic_call(match: re.Match[str]) -> str:
+    """``%env A=1`` as ``_magic('%env A=1')``."""
+    return f"{match['indent']}_magic({match['text']!r})"
 
 
 def inputs_hash(notebook: dict[str, Any], root: Path = ROOT) -> str:
     """The sha256 of everything that the notebook's outputs depend on."""
     code = notebook_code(notebook)
     digest = hashlib.sha256(bare_code(code).encode())
-    weights = set()
-    for file in needed_files(code, root):
-        text = file.read_text(encoding="utf-8")
-        digest.update(
-            f"\0{file.relative_to(root).as_posix()}\0{bare_code(text)}".encode()
-        )
-        weights |= set(WEIGHTS.findall(text))
-    digest.update("".join(sorted(weights)).encode())
+    needed = needed_files(code, root)
+    for file in needed:
+        text = bare_code(file.read_text(encoding="utf-8"))
+        digest.update(f"\0{file.relative_to(root).as_posix()}\0{text}".encode())
+    if root / PACKAGE / "data.py" in needed:  # files and weights, with their hashes
+        for table in sorted((root / PACKAGE / "registry").glob("*.tsv")):
+            digest.update(table.read_bytes())
     digest.update((root / "requirements.lock").read_bytes())
     return digest.hexdigest()
 

@@ -29,9 +29,11 @@ from notebook_inputs import ROOT, inputs_hash, is_fresh, read_notebook, stored_h
 
 NOTEBOOKS = ROOT / "notebooks"
 EXECUTED = ROOT / "_build" / "executed"
+KERNEL_LOG = ROOT / "_build" / "kernel.log"
 RECORDED = ROOT / "medlm_utils" / "recorded"
 CELL_TIMEOUT_S = 300
 FAILURES = (CellExecutionError, CellTimeoutError, DeadKernelError)
+STOPPED = "\nStopped. Nothing half-written is left; call the same command again."
 
 
 def kernel_environment(results: Path) -> dict[str, str]:
@@ -73,6 +75,10 @@ def chosen(names: list[str]) -> list[Path]:
     return wanted
 
 
+class NotebookFailed(Exception):
+    """A cell failed; the message holds its code, its error and its place."""
+
+
 class Progress(threading.Thread):
     """Says every few seconds which cell runs, for how long, and the usual time."""
 
@@ -90,6 +96,7 @@ class Progress(threading.Thread):
         return f"{self.title}  cell {self.cell}/{self.cells}  {elapsed:.0f}{usual}"
 
     def run(self) -> None:
+        print(self.line(), end="" if self.tty else "\n", flush=True)
         while not self.finished.wait(1 if self.tty else 10):
             print(
                 f"\r{self.line()}" if self.tty else self.line(),
@@ -116,7 +123,7 @@ def usual_seconds(path: Path) -> float | None:
 def execute(path: Path, title: str, results: Path) -> nbformat.NotebookNode:
     """Run one notebook from the top and return it with its outputs.
 
-    Raises one of `FAILURES` when a cell fails.
+    Raises `NotebookFailed` when a cell fails.
     """
     notebook = nbformat.read(path, as_version=4)
     progress = Progress(title, len(notebook.cells), usual_seconds(path))
@@ -131,15 +138,25 @@ def execute(path: Path, title: str, results: Path) -> nbformat.NotebookNode:
         coalesce_streams=True,
         record_timing=False,
         on_cell_start=count,
-        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
     )
     progress.start()
     try:
-        client.execute(env=kernel_environment(results))
-    except BaseException:
+        with open(KERNEL_LOG, "wb") as log:  # a dying kernel talks a lot
+            client.execute(env=kernel_environment(results), stderr=log)
+    except Exception as error:
+        # On Ctrl-C nbclient ends the kernel and then trips over its absence.
+        if getattr(client, "_async_cleanup_kernel_future", None) is not None:
+            progress.stop("stopped")
+            raise KeyboardInterrupt from error
         progress.stop("FAILED")
-        raise
+        if not isinstance(error, FAILURES):
+            raise
+        where = f"That was cell {progress.cell} of {progress.cells} of {path.name}."
+        said = ""
+        if isinstance(error, DeadKernelError):
+            said = KERNEL_LOG.read_text(errors="replace")[-2000:]
+        raise NotebookFailed(f"{error}\n{said}{where}") from error
     progress.stop("done")
     normalise(notebook)
     notebook.metadata["medlm"] = {
@@ -276,12 +293,29 @@ def main() -> int:
             or "all fresh"
         )
         return bool(stale)
+    check_writable(ROOT / "_build" / "results")
     try:
         (build if options.build else run_in_place)(paths, options.force)
-    except FAILURES as error:
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        return 130
+    except NotebookFailed as error:
         print("\n" + re.sub(r"\x1b\[[0-9;]*m", "", str(error)), file=sys.stderr)
         return 1
     return 0
+
+
+def check_writable(folder: Path) -> None:
+    """Stop before the first minute of work, not after it, when nothing can be kept."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SystemExit(
+            f"Cannot write into {folder}: {error.strerror}. Expected a folder with "
+            "free space that you may write; remove what stands in its place."
+        ) from error
 
 
 if __name__ == "__main__":

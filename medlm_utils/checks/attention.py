@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medlm_utils.checks.core import Answer, Attempt, Mistake, Tally, generator
+from medlm_utils.checks.core import (
+    Answer,
+    Attempt,
+    Mistake,
+    Tally,
+    difference,
+    generator,
+)
 
 TALLY = Tally("Attention")
 
@@ -27,10 +34,11 @@ def summary() -> None:
 # 1. Scores ---------------------------------------------------------------------------
 
 SCALE = "Divide by the square root of the last size of q."
-# Shapes of q and k: every size differs, so that each wrong divisor shows.
+# Shapes of q and k: all wrong divisors differ, so that each is called by its name. The
+# first d_head, 7, is no usual size, and its root is no whole number.
 SCORE_SHAPES = [
-    ((4, 8), (6, 8)),
-    ((2, 5, 18), (2, 7, 18)),
+    ((3, 7), (5, 7)),
+    ((2, 5, 18), (2, 11, 18)),
     ((2, 3, 4, 10), (2, 3, 6, 10)),
 ]
 
@@ -63,6 +71,13 @@ def _score_mistakes(q: Tensor, k: Tensor, dots: Tensor) -> list[Mistake]:
     divisors = {
         "not divided by sqrt(d_head)": 1.0,
         "divided by d_head, not by its square root": d_head,
+        "divided by 2 * d_head: `a / d**1/2` is a / d / 2. Write `a / d**0.5`": (
+            2 * d_head
+        ),
+        "divided by d_head / 2: `d**1/2` is d / 2. Write `d**0.5`": d_head / 2,
+        "divided by the root rounded down: use math.sqrt, not math.isqrt": (
+            math.isqrt(d_head)
+        ),
         "divided by the number of keys": keys,
         "multiplied by sqrt(d_head), not divided": 1 / math.sqrt(d_head),
         "divided by the square root of the number of keys": math.sqrt(keys),
@@ -106,8 +121,8 @@ def weights(answer: Answer) -> str:
     attending is allowed; the result has the shape of `scores`. A row with every key
     blocked must be zero. A blocked score, however large, must have no influence: an
     answer that masks after the softmax and divides by the row's sum is equal in exact
-    arithmetic and fails there. Oracle: `F.scaled_dot_product_attention` with the
-    identity as values.
+    arithmetic and fails there. Allowed scores of 200 or -150 must do no harm either.
+    Oracle: `F.scaled_dot_product_attention` with the identity as values.
     """
     for scores, mask in _weight_inputs(generator()):
         attempt = answer.on(scores=scores, mask=mask)
@@ -173,6 +188,18 @@ def _weight_mistakes(scores: Tensor, mask: Tensor) -> list[Mistake]:
             "Blocked scores are set to 0 before the softmax, and exp(0) is 1.",
             BEFORE,
         ),
+        Mistake(
+            scores.masked_fill(blocked, 0).softmax(-1).masked_fill(blocked, 0),
+            "Blocked scores are 0 or nearly (1e-9 instead of -1e9?) in the softmax and "
+            "take a share: exp(0) is 1, and rows no longer sum to 1.",
+            BEFORE,
+        ),
+        Mistake(
+            (hidden / math.sqrt(scores.shape[-1])).softmax(-1),
+            "The scores are scaled already: here they are divided by the square root "
+            "of the number of keys.",
+            "Take the softmax of the masked scores as they are.",
+        ),
         Mistake(hidden, "These are masked scores: the softmax is missing.", BEFORE),
         Mistake(
             hidden.log_softmax(-1),
@@ -191,21 +218,51 @@ def _weight_mistakes(scores: Tensor, mask: Tensor) -> list[Mistake]:
     return mistakes
 
 
+# In float32 exp(200) is inf and exp(-150) is 0. Scores and mask by rows, the mistake
+# that shows there when the rows before came out right, and where to look.
+MASK = [True, False, True]
+LARGE: list[tuple[list[list[float]], list[list[bool]], str, str]] = [
+    (
+        [[0.5, 200.0, -0.5], [1.0, 0.0, 0.5]],
+        [MASK, [True] * 3],
+        "A blocked score of 200 changes the weights of the allowed keys. Masking "
+        "after the exponential and then dividing by the sum is right on paper, but "
+        "in float32 the blocked score takes all the weight or overflows.",
+        BEFORE,
+    ),
+    (
+        [[200.0, 0.0, 199.0]],
+        [MASK],
+        "Allowed scores of 200 overflow: subtract the row's maximum, or use softmax.",
+        "",
+    ),
+    (
+        [[-150.0, 0.0, -151.0]],
+        [MASK],
+        "A blocked score beats allowed ones of -150: a number such as -100 is not low "
+        "enough. Use -inf.",
+        "",
+    ),
+    (
+        [[200.0, 0.0, 199.0], [-150.0, 0.0, -151.0]],
+        [MASK, MASK],
+        "A row with scores of 200 spoils one with scores of -150: subtract each row's "
+        "own maximum, not one of all rows, or use softmax.",
+        "",
+    ),
+]
+
+
 def _check_large_blocked(answer: Answer) -> None:
-    """One blocked score of 200: in float32 exp(200) is inf and exp(-200) is 0."""
-    scores = torch.tensor([[0.5, 200.0, -0.5], [1.0, 0.0, 0.5]])
-    mask = torch.tensor([[True, False, True], [True, True, True]])
-    attempt = answer.on(scores=scores, mask=mask)
-    came, expected = attempt.tensor(), _allowed_softmax(scores, mask)
-    if came.shape == expected.shape and not torch.allclose(
-        came.double(), expected.double(), atol=1e-5
-    ):
-        attempt.fail(
-            "A blocked score of 200 changes the weights of the allowed keys. Masking "
-            "after the exponential and then dividing by the sum is right on paper, but "
-            "in float32 the blocked score takes all the weight or overflows.",
-            BEFORE,
-        )
+    """Large scores, blocked and allowed, in the order of `LARGE`."""
+    for rows, allowed, says, look in LARGE:
+        scores, mask = torch.tensor(rows), torch.tensor(allowed)
+        attempt = answer.on(scores=scores, mask=mask)
+        came, expected = attempt.tensor(), _allowed_softmax(scores, mask)
+        if came.shape == expected.shape and not torch.allclose(
+            came.double(), expected.double(), atol=1e-5
+        ):
+            attempt.fail(f"{says} {difference(came, expected)}", look)
 
 
 def _check_blocked_row(answer: Answer) -> None:
@@ -248,7 +305,8 @@ def causal_mask(answer: Answer) -> str:
     the result is bool (queries, keys), True where attending is allowed: row r sees the
     keys 0 to keys - queries + r. Oracle: that inequality.
     """
-    for queries, keys in [(5, 5), (1, 1), (1, 4), (2, 5), (3, 8)]:
+    # A single query sees every key, so that many wrong masks look alike there: last.
+    for queries, keys in [(5, 5), (2, 5), (3, 8), (1, 4), (1, 1)]:
         attempt = answer.on(queries=queries, keys=keys)
         positions = torch.arange(keys - queries, keys)
         expected = torch.arange(keys)[None, :] <= positions[:, None]
@@ -277,8 +335,15 @@ def _causal_mistakes(queries: int, keys: int) -> list[Mistake]:
     meaning = "True means may attend: the lower triangle, with the diagonal."
     cache = f"The first of {queries} queries is token {past}, not token 0."
     future = "Row r is a query: it may look at itself and to the left."
-    # On a square mask some of these coincide: the likeliest comes first.
+    # On a square mask some of these coincide: the likeliest comes first. The shifted
+    # one and the cache on the right are wrong only with a cache.
     return [
+        Mistake(
+            ones.tril(-past),
+            "The diagonal is shifted the wrong way: tril(keys - queries), not queries "
+            "- keys.",
+            cache,
+        ),
         Mistake(~right, "True and False are exchanged: the past is hidden.", meaning),
         Mistake(
             ones.triu(past),
@@ -300,6 +365,16 @@ def _causal_mistakes(queries: int, keys: int) -> list[Mistake]:
         Mistake(ones.triu(1), "True marks the future, from the top left.", cache),
         Mistake(ones.tril(past + 1), "Each query sees one token too many.", future),
         Mistake(ones, "Nothing is hidden: queries see the future.", future),
+        Mistake(
+            torch.eye(keys, dtype=torch.bool)[-queries:],
+            "Each query sees only itself: the past is hidden.",
+            meaning,
+        ),
+        Mistake(
+            torch.cat([right[:, past:], right[:, :past]], dim=-1),
+            "The cache stands on the right: its keys are the first columns.",
+            cache,
+        ),
         Mistake(
             right.T.clone(),
             "The mask is transposed: rows are queries, columns are keys.",
@@ -380,7 +455,8 @@ def sinusoidal(answer: Answer) -> str:
     sin(t / 10000^(2i / d_model)), column 2i + 1 the cosine of the same angle, for
     positions t from 0. Oracle: that formula, entry by entry, in double precision.
     """
-    for tokens, d_model in [(6, 8), (40, 12), (9, 4)]:
+    # 5 tokens are neither d_model - 1, nor d_model - 2, nor d_model / 2: all differ.
+    for tokens, d_model in [(5, 8), (40, 12), (9, 4)]:
         attempt = answer.on(tokens=tokens, d_model=d_model)
         expected = _table(tokens, d_model)
         mistakes = _position_mistakes(tokens, d_model)
@@ -421,6 +497,7 @@ def _position_mistakes(tokens: int, d_model: int) -> list[Mistake]:
         "twice the column over d_model": lambda c, d: 2 * c / d,
         "4i / d_model: the 2 is there twice": lambda c, d: 4 * (c // 2) / d,
         "negative: positions are multiplied": lambda c, d: -(c // 2) * 2 / d,
+        "2i / tokens": lambda c, d: c // 2 * 2 / tokens,
         "2i / (d_model - 2)": lambda c, d: c // 2 * 2 / (d - 2),
     }
     return [
@@ -569,6 +646,9 @@ def _miscount(came: int, expected: int, d_model: int, d_ff: int) -> tuple[str, s
     for short, says in _left_out(d_model, d_ff):
         if expected - came == short:
             return f"{says}.", everything
+    for extra, says in _too_much(d_model, d_ff):
+        if came - expected == extra:
+            return f"{says}.", everything
     for heads in range(2, 17):
         if came - expected == (heads - 1) * attention:
             return (
@@ -589,6 +669,7 @@ def _left_out(d_model: int, d_ff: int) -> list[tuple[int, str]]:
         (f + d, "The two biases of the feed-forward network are missing"),
         (f + 5 * d, "All biases of the linear layers are missing"),
         (f + 9 * d, "Only matrices are counted: biases and layer norms are missing"),
+        (3 * d, "The biases of queries, keys and values are missing"),
         (2 * d, "Half of the layer norms is missing: two norms, gain and bias each"),
         (f, "The first bias of the feed-forward network is missing"),
         (d, "One bias of d_model entries is missing"),
@@ -598,4 +679,14 @@ def _left_out(d_model: int, d_ff: int) -> list[tuple[int, str]]:
         (d * f + d, "The second layer of the feed-forward network is missing"),
         (2 * d * f + f + d, "The feed-forward network is missing"),
         (4 * d * d + 4 * d, "The attention is missing"),
+    ]
+
+
+def _too_much(d_model: int, d_ff: int) -> list[tuple[int, str]]:
+    """What a vector of d_ff instead of d_model entries adds, and how to say so."""
+    more = d_ff - d_model
+    second = "The second bias of the feed-forward network has d_model entries, not d_ff"
+    return [
+        (more, second),
+        (2 * more, "A layer norm has d_model features, not d_ff"),
     ]

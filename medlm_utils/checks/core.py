@@ -120,7 +120,9 @@ class Answer:
                 f"Your function raised {type(error).__name__}: {_first_line(error)} "
                 f"Inputs: {described(inputs)}."
             ) from None
-        if value is None or value is Ellipsis:
+        if value is None:
+            raise _UnansweredError("The function returns None: is `return` missing?")
+        if value is Ellipsis:  # the stub, as the notebook has it
             raise _UnansweredError("The function returns nothing.")
         self._note_changes(inputs, copies)
         return Attempt(value, inputs)
@@ -158,7 +160,8 @@ class Attempt:
     def tensor(self) -> Tensor:
         """The value on the CPU without gradient; fails unless it is a tensor."""
         if not isinstance(self.value, Tensor):
-            self.fail(f"Expected a torch.Tensor, came {kind(self.value)}.")
+            came = f"Expected a torch.Tensor, came {kind(self.value)}."
+            self.fail(f"{came} {_to_tensor(self.value)}")
         if self.value.is_complex():
             self.fail("Expected real numbers, came complex ones.")
         return self.value.detach().cpu()
@@ -291,6 +294,18 @@ def kind(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return f"the {type(value).__name__} {value}"
     return f"an object of type {type(value).__name__}"
+
+
+def _to_tensor(value: Any) -> str:
+    """What to do with a value that should have been a tensor, as a sentence."""
+    if isinstance(value, (list, tuple)):
+        tensors = any(isinstance(entry, Tensor) for entry in value)
+        return f"Return torch.{'stack' if tensors else 'tensor'}(...) of it."
+    # By its name: a NumPy array is told apart without importing NumPy.
+    array = type(value).__name__ == "ndarray"
+    if array or isinstance(value, (bool, int, float)):
+        return "Return torch.tensor(...) of it."
+    return "Return one tensor."
 
 
 def described(inputs: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ SCREENSHOTS = Path(__file__).resolve().parents[2] / "_build" / "screenshots"
 DESKTOP = {"width": 1280, "height": 900}
 PHONE = {"width": 390, "height": 844}
 CHAPTER = "notebooks/01_attention.html"
+PIECE = 8000  # pixels; Chromium draws nothing below 16384
 SERIOUS = {"serious", "critical"}
 
 
@@ -102,12 +103,21 @@ def serious_violations(page: Page) -> list[dict[str, object]]:
 
 
 def keep_picture(page: Page, name: str, size: dict[str, int], scheme: str) -> None:
-    """A screenshot of the whole page in _build/screenshots."""
+    """Pictures of the whole page in _build/screenshots, in pieces if it is long."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     stem = name.removesuffix(".html").replace("/", "-")
-    path = SCREENSHOTS / f"{stem}-{size['width']}-{scheme}.png"
+    stem = f"{stem}-{size['width']}-{scheme}"
+    for earlier in SCREENSHOTS.glob(f"{stem}*.png"):
+        earlier.unlink()
+    height = page.evaluate("() => document.documentElement.scrollHeight")
     page.evaluate("() => window.scrollTo(0, 0)")
-    page.screenshot(path=path, full_page=True)
+    if height <= PIECE:
+        page.screenshot(path=SCREENSHOTS / f"{stem}.png", full_page=True)
+        return
+    page.set_viewport_size({"width": size["width"], "height": PIECE})
+    for number, top in enumerate(range(0, height, PIECE), start=1):
+        page.evaluate("top => window.scrollTo(0, top)", top)
+        page.screenshot(path=SCREENSHOTS / f"{stem}-{number:02d}.png")
 
 
 def test_first_page_is_reached_from_the_root(browser, site):
@@ -154,6 +164,52 @@ def test_folded_solution_opens(browser, site):
         assert folded.get_attribute("open") is not None
         shown = folded.evaluate("e => e.getBoundingClientRect().height")
         assert shown > 60
+
+
+CELL_OUT_OF_VIEW = """
+() => [...document.querySelectorAll("article table:not(.dataframe) :is(td, th)")]
+  .filter(cell => cell.getBoundingClientRect().right > innerWidth + 1)
+  .map(cell => cell.textContent.trim())
+"""
+
+
+@pytest.mark.parametrize("name", ["coverage", "results"])
+def test_every_cell_is_in_view_on_a_phone(browser, site, name):
+    with opened(browser, f"{site}/book/{name}.html", PHONE) as page:
+        assert page.locator("article table td").count() > 5
+        assert page.evaluate(CELL_OUT_OF_VIEW) == []
+
+
+def test_an_owed_promise_says_so_on_a_phone(browser, site):
+    """The cells are as tall as their row: measure the text, not the cell."""
+    with opened(browser, f"{site}/book/coverage.html", PHONE) as page:
+        owed = page.locator("article td", has_text="owed: chapter")
+        words = """cells => cells.map(cell => {
+          const text = document.createRange();
+          text.selectNodeContents(cell);
+          return text.getBoundingClientRect().height;
+        })"""
+        assert max(owed.evaluate_all(words)) < 60  # two lines
+
+
+def test_wide_figures_keep_a_legible_width_on_a_phone(browser, site):
+    with opened(browser, f"{site}/{CHAPTER}", PHONE) as page:
+        wide = page.locator(".medlm-wide-figure img")
+        assert wide.count() >= 5
+        assert min(wide.evaluate_all("all => all.map(e => e.clientWidth)")) > 550
+        others = page.locator(".cell_output > img")
+        assert others.count() >= 3
+        assert max(others.evaluate_all("all => all.map(e => e.clientWidth)")) < 390
+
+
+def test_formulas_of_the_chapter_fit_a_phone(browser, site):
+    with opened(browser, f"{site}/{CHAPTER}", PHONE) as page:
+        page.wait_for_function("MathJax.startup.promise.then(() => true)")
+        over = """all => all.filter(e => e.scrollWidth > e.clientWidth + 1)
+          .map(e => e.textContent)"""
+        formulas = page.locator('mjx-container[display="true"]')
+        assert formulas.count() > 3
+        assert formulas.evaluate_all(over) == []
 
 
 def test_formulas_are_set(browser, site):

@@ -1,0 +1,499 @@
+"""training.py: oracles for its parts, and runs that are killed and taken up again."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from medlm_utils import text, training
+from medlm_utils.runtime import MedlmError
+from medlm_utils.transformer import TransformerLM
+
+
+def tiny_model(seed=0):
+    torch.manual_seed(seed)
+    return TransformerLM(
+        vocabulary=20, longest=16, d_model=16, heads=2, d_ff=32, blocks=2
+    )
+
+
+def some_rows(count=40, seed=0, longest=14):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, longest - 1, size=count)
+    return [torch.tensor([2, *rng.integers(4, 20, size=n), 3]) for n in lengths]
+
+
+@pytest.fixture()
+def batches():
+    return text.DocumentBatches(some_rows(), 8, seed=1)
+
+
+def weights_of(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+class TestEvaluate:
+    @pytest.mark.parametrize("batch_size", [1, 3, 40, 100])
+    def test_the_batch_size_does_not_matter(self, batch_size):
+        model, rows = tiny_model().train(), some_rows()
+        nats = training.evaluate(model, rows, batch_size)
+        alone = [
+            F.cross_entropy(model(row[None, :-1])[0], row[1:], reduction="none")
+            for row in rows
+        ]
+        assert nats.tokens == sum(len(row) - 1 for row in rows)
+        assert nats.total == pytest.approx(sum(a.sum().item() for a in alone), rel=1e-6)
+        for got, expected in zip(nats.by_row, alone, strict=True):
+            np.testing.assert_allclose(got, expected.detach(), rtol=1e-4)
+
+    def test_the_mean_is_over_tokens(self):
+        nats = training.evaluate(tiny_model(), some_rows(), 3)
+        assert nats.nats_per_token == nats.total / nats.tokens
+        of_rows = np.mean([row.mean() for row in nats.by_row])
+        assert abs(of_rows - nats.nats_per_token) > 1e-5
+
+    def test_a_uniform_model_needs_log_vocabulary(self):
+        model = tiny_model()
+        model.embedding.weight.data.zero_()
+        nats = training.evaluate(model, some_rows())
+        assert nats.nats_per_token == pytest.approx(math.log(20), rel=1e-6)
+
+    def test_mode_and_gradients_are_left_alone(self):
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.table = nn.Embedding(20, 20)
+                self.modes = []
+
+            def forward(self, tokens):
+                self.modes += [self.training, torch.is_grad_enabled()]
+                return self.table(tokens)
+
+        for mode in (True, False):
+            model = Model().train(mode)
+            training.evaluate(model, some_rows(5))
+            assert model.training is mode
+            assert not any(model.modes)
+
+    @pytest.mark.parametrize("context", [0, 3, 7])
+    def test_windows_with_context_score_each_target_once(self, context):
+        running = torch.arange(50) % 16 + 4
+        rows = text.windows(running, 8, context)
+        nats = training.evaluate(tiny_model(), rows, 4, context)
+        assert nats.tokens == 49
+
+    def test_more_context_sees_more(self):
+        model = tiny_model()
+        running = torch.randint(4, 20, (50,))
+        nats = training.evaluate(model, text.windows(running, 8, 7), context=7)
+        by_hand = model(running[None, 20:28])[0, -1].log_softmax(-1)[running[28]]
+        assert np.concatenate(nats.by_row)[27] == pytest.approx(
+            -by_hand.item(), rel=1e-4
+        )
+
+    def test_bad_input(self):
+        with pytest.raises(MedlmError, match="0 rows"):
+            training.evaluate(tiny_model(), [])
+        with pytest.raises(MedlmError, match="the shortest with 1 tokens"):
+            training.evaluate(tiny_model(), [torch.tensor([2])])
+        with pytest.raises(MedlmError, match="batches of 0"):
+            training.evaluate(tiny_model(), some_rows(2), 0)
+        with pytest.raises(MedlmError, match="precision is 'half'; expected one of"):
+            training.evaluate(tiny_model(), some_rows(2), precision="half")
+
+
+class TestParts:
+    def test_the_loss_is_a_sum_and_padding_does_not_count(self):
+        model, rows = tiny_model(), some_rows(9)
+        nats, count = training.language_loss(model, text.pad(rows))
+        assert count == sum(len(row) - 1 for row in rows)
+        assert nats.item() == pytest.approx(
+            training.evaluate(model, rows).total, rel=1e-5
+        )
+
+    def test_only_matrices_decay(self):
+        model = tiny_model()
+        decaying, others = training.parameter_groups(model, 0.3)
+        assert (decaying["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+        names = {id(p): name for name, p in model.named_parameters()}
+        decays = {names[id(p)] for p in decaying["params"]}
+        assert len(decays) == 2 * 6
+        assert all(n.startswith("blocks") and n.endswith("weight") for n in decays)
+        rest = {names[id(p)] for p in others["params"]}
+        assert {"embedding.weight", "positions.weight", "norm.gain"} < rest
+        assert decays | rest == set(names.values()) and not decays & rest
+
+    def test_frozen_parameters_are_left_out(self):
+        model = tiny_model()
+        model.embedding.weight.requires_grad_(False)
+        groups = training.parameter_groups(model, 0.1)
+        every = [p for group in groups for p in group["params"]]
+        assert len(every) == len(list(model.parameters())) - 1
+
+    def test_the_schedule_goes_up_in_a_line_and_down_in_a_cosine(self):
+        rates = [training.warm_up_cosine(s, 101, 2.0, 10, 0.1) for s in range(101)]
+        np.testing.assert_allclose(rates[:10], 0.2 * np.arange(1, 11))
+        assert rates[9] == rates[10] == max(rates) == 2.0
+        assert rates[100] == pytest.approx(0.2)
+        assert rates[55] == pytest.approx((2.0 + 0.2) / 2)
+        assert (np.diff(rates[10:]) < 0).all()
+        assert training.warm_up_cosine(500, 101, 2.0, 10, 0.1) == pytest.approx(0.2)
+
+    @pytest.mark.parametrize(
+        "wrong", [{"warm_up": 11}, {"steps": 0}, {"peak": 0}, {"floor": 1.5}]
+    )
+    def test_a_schedule_that_cannot_be(self, wrong):
+        right = {"step": 0, "steps": 10, "peak": 1.0, "warm_up": 2}
+        with pytest.raises(MedlmError, match="a warm-up no longer than the run"):
+            training.warm_up_cosine(**right | wrong)
+
+
+class TestFit:
+    def test_equals_a_loop_by_hand(self, batches):
+        ours, theirs = tiny_model(), tiny_model()
+        rates = [training.warm_up_cosine(s, 20, 1e-2, 4, 0.2) for s in range(20)]
+        training.fit(
+            ours,
+            batches.at,
+            steps=20,
+            learning_rate=1e-2,
+            warm_up=4,
+            floor=0.2,
+            clip=0.5,
+        )
+        matrices = [
+            parameter
+            for name, parameter in theirs.named_parameters()
+            if name.startswith("blocks.") and name.endswith(".weight")
+        ]
+        chosen = set(map(id, matrices))
+        others = [p for p in theirs.parameters() if id(p) not in chosen]
+        adam = torch.optim.AdamW(
+            [
+                {"params": matrices, "weight_decay": 0.1},
+                {"params": others, "weight_decay": 0},
+            ],
+            betas=(0.9, 0.95),
+        )
+        for step, rate in enumerate(rates):
+            batch = batches.at(step)
+            logits = theirs(batch[:, :-1]).flatten(0, 1)
+            loss = F.cross_entropy(logits, batch[:, 1:].flatten(), ignore_index=0)
+            for group in adam.param_groups:
+                group["lr"] = rate
+            adam.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)
+            adam.step()
+        # Logits, not weights: what has no gradient, such as the bias of the keys, is
+        # moved by rounding errors alone, and changes nothing.
+        batch = batches.at(0)[:, :-1]
+        torch.testing.assert_close(ours(batch), theirs(batch), atol=1e-3, rtol=1e-3)
+
+    def test_learns_and_says_so(self, batches, capsys):
+        model = tiny_model()
+        rows = some_rows()
+        history = training.fit(
+            model,
+            batches.at,
+            steps=60,
+            learning_rate=1e-2,
+            warm_up=5,
+            evaluation=lambda: training.evaluate(model, rows).nats_per_token,
+            evaluate_every=25,
+        )
+        assert len(history) == 60
+        assert [step for step, _ in history.evaluations] == [25, 50, 60]
+        before, after = history.loss[0], history.evaluations[-1][1]
+        assert before == pytest.approx(math.log(20), rel=0.2)
+        assert after < before - 0.3
+        count = (batches.at(7)[:, 1:] != 0).sum().item()
+        assert history.targets[7] == count
+        assert history.learning_rate[4] == max(history.learning_rate) == 1e-2
+        assert history.seconds == sorted(history.seconds)
+        assert history.targets_per_second > 0
+        assert not model.training
+        assert capsys.readouterr() == ("", "")
+
+    def test_the_model_trains_in_training_mode_and_is_evaluated_in_the_other(
+        self, batches
+    ):
+        modes = []
+        model = tiny_model()
+
+        def loss(model, batch):
+            modes.append(model.training)
+            return training.language_loss(model, batch)
+
+        training.fit(
+            model,
+            batches.at,
+            steps=4,
+            loss=loss,
+            evaluate_every=2,
+            evaluation=lambda: modes.append(model.training) or 0.0,
+        )
+        assert modes == [True, True, False, True, True, False]
+
+    def test_evaluating_does_not_change_the_run(self, batches):
+        plain, watched = tiny_model(), tiny_model()
+        training.fit(plain, batches.at, steps=6)
+        training.fit(
+            watched,
+            batches.at,
+            steps=6,
+            evaluate_every=2,
+            evaluation=lambda: training.evaluate(watched, some_rows()).total,
+        )
+        assert_same(weights_of(plain), weights_of(watched))
+
+    def test_half_precision_on_a_cpu(self, batches):
+        model = tiny_model()
+        history = training.fit(
+            model, batches.at, steps=40, learning_rate=1e-2, precision="bfloat16"
+        )
+        assert history.loss[-1] < history.loss[0] - 0.1
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+
+    def test_any_task_can_use_it(self):
+        model = nn.Linear(2, 1)
+        x = torch.randn(64, 2)
+        y = x @ torch.tensor([[1.0], [-2.0]])
+
+        def squared(model, batch):
+            return (model(batch) - y).square().sum(), len(batch)
+
+        history = training.fit(
+            model,
+            lambda step: x,
+            steps=200,
+            learning_rate=0.05,
+            weight_decay=0,
+            clip=10.0,
+            loss=squared,
+        )
+        assert history.loss[-1] < 1e-3
+
+    def test_bad_input(self, batches):
+        for wrong, message in [
+            ({"steps": 0}, "at least one step"),
+            ({"steps": 3, "warm_up": 4}, "warm-up no longer"),
+            ({"steps": 3, "clip": 0}, "clip is 0"),
+            ({"steps": 3, "precision": "int4"}, "precision is 'int4'"),
+        ]:
+            with pytest.raises(MedlmError, match=message):
+                training.fit(tiny_model(), batches.at, **wrong)
+        with pytest.raises(MedlmError, match="batch of step 0 has no target"):
+            training.fit(tiny_model(), lambda step: torch.zeros(2, 4).long(), steps=2)
+
+    def test_a_loss_that_is_not_finite_stops_the_run(self, batches):
+        model = tiny_model()
+
+        def broken(model, batch):
+            nats, count = training.language_loss(model, batch)
+            return nats * (math.nan if len(seen) == 3 else 1), seen.append(1) or count
+
+        seen = []
+        with pytest.raises(
+            MedlmError, match="loss of step 3 is nan; expected a finite"
+        ):
+            training.fit(model, batches.at, steps=9, loss=broken)
+
+
+def kill_this_process():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_that_may_stop(path, stop_at=-1, stop=pytest.fail):
+    """Thirty steps that depend on every generator; the model has dropout."""
+    for seed in (torch.manual_seed, random.seed, np.random.seed):
+        seed(0)
+    batches = text.DocumentBatches(some_rows(29), 4, seed=1)
+
+    def batch_at(step):
+        if step == stop_at:
+            stop()
+        batch = batches.at(step)
+        keep = random.random() + np.random.rand()  # both decide how long rows are
+        return batch[:, : 2 + int(keep * batch.shape[1] / 2)]
+
+    model = nn.Sequential(nn.Embedding(20, 16), nn.Dropout(0.3), nn.Linear(16, 20))
+    history = training.fit(
+        model,
+        batch_at,
+        steps=30,
+        learning_rate=0.01,
+        warm_up=5,
+        checkpoint=path,
+        checkpoint_every=4,
+        resume=True,
+        evaluation=lambda: torch.rand(()).item(),  # a careless one: it draws
+        evaluate_every=3,
+    )
+    return weights_of(model), history
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r});"
+        "import pathlib, test_training as t;"
+        f"path = pathlib.Path({str(broken)!r});"
+        "t.run_that_may_stop(path, 14, t.kill_this_process)"
+    )
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    with safetensors.safe_open(broken, framework="pt") as file:
+        stopped = json.loads(file.metadata()["state"])["history"]["loss"]
+    weights, history = run_that_may_stop(broken, stop_at=11)  # it is past step 11
+    expected, whole = run_that_may_stop(tmp_path / "whole.safetensors")
+    assert len(stopped) == 12 and stopped == whole.loss[:12]
+    assert_same(weights, expected)
+    assert (history.loss, history.evaluations) == (whole.loss, whole.evaluations)
+    assert len(whole) == 30 and len(whole.evaluations) == 10
+
+
+class TestCheckpoints:
+    @pytest.fixture()
+    def path(self, tmp_path):
+        return tmp_path / "deep" / "run.safetensors"
+
+    @pytest.fixture()
+    def fit(self, batches, path):
+        def run(model, stop=None, **changes):
+            def batch_at(step):
+                if step == stop:
+                    raise KeyboardInterrupt
+                return batches.at(step)
+
+            settings = {"steps": 10, "checkpoint": path, "checkpoint_every": 4}
+            return training.fit(model, batch_at, **settings | changes)
+
+        return run
+
+    def test_an_interrupted_run_goes_on(self, fit):
+        whole, broken = tiny_model(), tiny_model()
+        expected = fit(whole, checkpoint=None)
+        with pytest.raises(KeyboardInterrupt):
+            fit(broken, stop=7)
+        fresh = tiny_model(seed=9)
+        history = fit(fresh, resume=True)
+        assert_same(weights_of(fresh), weights_of(whole))
+        assert history.loss == expected.loss
+        assert history.seconds == sorted(history.seconds)
+
+    def test_a_finished_run_is_only_read(self, fit):
+        model, fresh = tiny_model(), tiny_model(seed=9)
+        first = fit(model)
+        assert fit(fresh, stop=0, resume=True) == first
+        assert_same(weights_of(fresh), weights_of(model))
+
+    def test_without_resume_it_starts_anew(self, fit):
+        fit(tiny_model())
+        with pytest.raises(KeyboardInterrupt):
+            fit(tiny_model(), stop=0)
+
+    def test_resume_without_a_checkpoint_starts_anew(self, fit):
+        assert len(fit(tiny_model(), resume=True)) == 10
+
+    def test_it_is_plain_safetensors_and_nothing_else_is_left(self, fit, path):
+        model = tiny_model()
+        fit(model)
+        tensors = safetensors.torch.load_file(path)
+        assert torch.equal(tensors["model.norm.gain"], model.norm.gain)
+        assert list(path.parent.iterdir()) == [path]
+
+    def test_shared_weights_are_kept_once(self, batches, path):
+        def tied():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 20, bias=False))
+            model[1].weight = model[0].weight
+            return model
+
+        settings = {"steps": 3, "checkpoint": path}
+        model, fresh = tied(), tied()
+        training.fit(model, batches.at, **settings)
+        training.fit(fresh, batches.at, resume=True, **settings)
+        assert_same(weights_of(fresh), weights_of(model))
+        assert fresh[1].weight is fresh[0].weight
+
+    def test_writing_that_fails_leaves_the_old_one(self, fit, path, monkeypatch):
+        fit(tiny_model())
+        before = path.read_bytes()
+
+        def full(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(MedlmError, match=r"Cannot write the .*No space"):
+            fit(tiny_model(seed=3))
+        assert path.read_bytes() == before
+
+    def test_a_folder_that_is_a_file(self, fit, tmp_path):
+        (tmp_path / "file").write_text("x")
+        with pytest.raises(MedlmError, match="Expected a folder"):
+            fit(tiny_model(), checkpoint=tmp_path / "file" / "run.safetensors")
+
+    @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped", "header"])
+    def test_a_damaged_one_is_refused(self, fit, path, damage):
+        fit(tiny_model())
+        good = path.read_bytes()
+        flipped = bytearray(good)
+        flipped[-1000] ^= 1
+        path.write_bytes(
+            {
+                "cut": good[:-10],
+                "empty": b"",
+                "text": b"not a checkpoint",
+                "flipped": bytes(flipped),
+                "header": good.replace(b"loss", b"lost", 1),
+            }[damage]
+        )
+        with pytest.raises(
+            MedlmError, match=r"no checkpoint that can be used.*resume=F"
+        ):
+            fit(tiny_model(), resume=True)
+
+    @pytest.mark.parametrize("header", [None, {"medlm": "0"}, {"format": "pt"}])
+    def test_a_foreign_one_is_refused(self, fit, path, header):
+        path.parent.mkdir()
+        safetensors.torch.save_file({"model.x": torch.ones(2)}, path, header)
+        with pytest.raises(MedlmError, match="another program, or another version"):
+            fit(tiny_model(), resume=True)
+
+    def test_a_pickle_is_refused_unread(self, fit, path):
+        path.parent.mkdir()
+        torch.save(tiny_model().state_dict(), path)
+        with pytest.raises(MedlmError, match="damaged or of another kind"):
+            fit(tiny_model(), resume=True)
+
+    def test_one_of_another_run_is_refused(self, fit):
+        fit(tiny_model())
+        with pytest.raises(MedlmError, match=r"of another run: steps 10 \(now 11\)"):
+            fit(tiny_model(), resume=True, steps=11)
+        other = TransformerLM(20, 16, 16, 2, 32, 3)
+        with pytest.raises(MedlmError, match="do not fit this model"):
+            fit(other, resume=True)
+
+    def test_history_is_json(self, fit, path):
+        history = fit(tiny_model())
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+        assert state["history"]["loss"] == history.loss
