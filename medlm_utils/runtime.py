@@ -179,9 +179,7 @@ def choose_profile(wanted: str) -> tuple[Profile, str]:
             "on Colab choose Runtime > Change runtime type > GPU."
         )
     if wanted == "cpu" or not has_gpu:
-        return PROFILES[
-            "cpu"
-        ], "MEDLM_PROFILE" if wanted else "no GPU found"
+        return PROFILES["cpu"], "MEDLM_PROFILE" if wanted else "no GPU found"
     # Cards before Ampere only emulate bfloat16, slowly.
     native = torch.cuda.is_bf16_supported(including_emulation=False)
     profile = dataclasses.replace(
