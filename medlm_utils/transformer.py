@@ -530,7 +530,9 @@ class TransformerLM(nn.Module):
         Their standard deviation is GPT-2's 0.02 at its width, 768, and scaled to ours:
         what a map puts out then has the same size at every width. Every block adds
         twice to what flows through, so what it adds is divided by sqrt(2 blocks): the
-        sum then keeps its size however many blocks there are.
+        sum then keeps its size however many blocks there are. Positions begin as the
+        sines and cosines of chapter 1, as large as the words, and are learned from
+        there: neighbours are alike from the first step.
         """
         std = 0.02 * math.sqrt(768 / self.embedding.embedding_dim)
         for name, parameter in self.named_parameters():
@@ -540,6 +542,9 @@ class TransformerLM(nn.Module):
                 adds = name.endswith(("attention.output.weight", "down.weight"))
                 scale = math.sqrt(2 * len(self.blocks)) if adds else 1.0
                 nn.init.normal_(parameter, std=std / scale)
+        waves = sinusoidal_positions(self.longest, self.embedding.embedding_dim)
+        with torch.no_grad():  # a sine has a mean square of 1/2
+            self.positions.weight.copy_(math.sqrt(2) * std * waves)
 
     @property
     def longest(self) -> int:

@@ -385,7 +385,6 @@ class TestTransformerLM:
         adds = usual / math.sqrt(16)
         for weight, std in [
             (model.embedding.weight, usual),
-            (model.positions.weight, usual),
             (block.attention.query.weight, usual),
             (block.feed_forward.up.weight, usual),
             (block.attention.output.weight, adds),
@@ -394,6 +393,14 @@ class TestTransformerLM:
             assert weight.std().item() == pytest.approx(std, rel=0.03)
         assert not any(p.any() for n, p in model.named_parameters() if "bias" in n)
         assert block.attention_norm.gain.eq(1).all()
+
+    def test_positions_begin_as_waves_as_large_as_the_words(self):
+        model = transformer.TransformerLM(300, 100, 192, 4, 512, 1)
+        places = model.positions.weight.detach()
+        waves = transformer.sinusoidal_positions(100, 192)
+        torch.testing.assert_close(places / places.norm(), waves / waves.norm())
+        words = model.embedding.weight.square().mean()
+        assert places.square().mean().item() == pytest.approx(words.item(), rel=0.05)
 
     def test_before_training_every_token_is_about_as_likely(self):
         model = transformer.TransformerLM(300, 100, 128, 4, 512, 4)
