@@ -229,7 +229,9 @@ class TestWithoutAKernel:
         with pytest.raises(SystemExit, match=r"There are: 01_a\.ipynb, 02_b\.ipynb"):
             run_notebooks.chosen(["03"])
 
-    def test_results_go_where_the_caller_says(self, tmp_path):
+    def test_results_go_where_the_caller_says(self, tmp_path, monkeypatch):
+        for name in ("HF_HUB_OFFLINE", "TQDM_DISABLE", "MEDLM_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
         env = run_notebooks.kernel_environment(tmp_path)
         assert env["MEDLM_RESULTS_DIR"] == str(tmp_path)
         assert (env["MEDLM_PROFILE"], env["MEDLM_OFFLINE"]) == ("cpu", "1")
