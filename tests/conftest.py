@@ -15,10 +15,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 sys.path.insert(0, str(ROOT / "tools"))
 
-# The browser checks need a built site and Chromium: `make test-browser` names them.
-if not any("browser" in argument for argument in sys.argv):
-    collect_ignore = ["browser"]
-
 
 @pytest.fixture(autouse=True)
 def results_elsewhere(tmp_path, monkeypatch):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from answers import flat, solution_of
 from torch import nn
 from torch.nn import functional as F
 
 from medlm_utils.checks import attention, core
 
-ROOT = Path(__file__).resolve().parent.parent
 INF = math.inf
 CHECKERS = ["scores", "weights", "causal_mask", "split_heads", "sinusoidal"]
 CHECKERS += ["layer_norm", "count_parameters"]
@@ -26,13 +24,7 @@ def check(name, answer):
 
 def solution(name):
     """The function as the solutions notebook has it."""
-    path = ROOT / "notebooks" / "solutions" / "01_attention.ipynb"
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["metadata"].get("medlm") == {"exercise": name, "role": "solution"}:
-            scope = {"torch": torch}
-            exec("".join(cell["source"]), scope)
-            return scope[name]
-    raise LookupError(name)
+    return solution_of("01_attention", name)
 
 
 def hidden(s, m):
@@ -367,15 +359,6 @@ WRONG = {
 
 def any_stub(*inputs):
     return ...
-
-
-def flat(cases):
-    """(name, number, case) for every case, for parametrize."""
-    return [
-        pytest.param(name, case, id=f"{name}-{number}")
-        for name, found in cases.items()
-        for number, case in enumerate(found)
-    ]
 
 
 def test_every_exercise_has_cases():

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from answers import flat, solution_of
 from torch.nn import functional as F
 
 from medlm_utils import text, training
 from medlm_utils.checks import core
 from medlm_utils.checks import transformer_lm as lm
 
-ROOT = Path(__file__).resolve().parent.parent
 INF = math.inf
 LN2 = math.log(2)
 CHECKERS = ["shift", "nats_per_token", "per_word", "bigram_kneser_ney"]
@@ -28,13 +26,7 @@ def check(name, answer):
 
 def solution(name):
     """The function as the solutions notebook has it."""
-    path = ROOT / "notebooks" / "solutions" / "02_transformer_lm.ipynb"
-    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-        if cell["metadata"].get("medlm") == {"exercise": name, "role": "solution"}:
-            scope = {"torch": torch, "math": math}
-            exec("".join(cell["source"]), scope)
-            return scope[name]
-    raise LookupError(name)
+    return solution_of("02_transformer_lm", name)
 
 
 # Shift
@@ -682,15 +674,6 @@ WRONG = {
         (lambda x, c: x[c:c] + x[:2, None] @ x, "raised"),
     ],
 }  # fmt: skip
-
-
-def flat(cases):
-    """(name, number, case) for every case, for parametrize."""
-    return [
-        pytest.param(name, case, id=f"{name}-{number}")
-        for name, found in cases.items()
-        for number, case in enumerate(found)
-    ]
 
 
 def test_every_exercise_has_cases():
