@@ -1090,10 +1090,13 @@ class Clinic:
         Raises
         ------
         MedlmError
-            If a text is not a note of this hospital and phrasing; it says where.
+            If a text is not a note of this hospital and phrasing, and where; or if
+            there is none.
         """
         if isinstance(texts, str):
             raise MedlmError("One text came; expected a list of texts.")
+        if not len(texts):
+            raise MedlmError("No text came; expected a list of at least one.")
         read = [self.language.parse(text) for text in texts]
         nothing = np.zeros(0, dtype=int)
         return Notes(
@@ -1225,7 +1228,14 @@ def accuracy_ceiling(posterior: np.ndarray) -> float:
     """The accuracy that no reader of the same notes can pass on average.
 
     E[max P(disease | note)], from (notes, diseases). Source: chapter 3.
+
+    Raises
+    ------
+    MedlmError
+        If there are no notes.
     """
+    if not len(posterior):
+        raise MedlmError("The posterior of no notes came; expected at least one note.")
     return float(posterior.max(axis=1).mean())
 
 

@@ -1085,3 +1085,10 @@ def test_tokens_and_texts_are_not_mixed_up(hospital):
 def test_words_whose_tokens_cannot_be_told_apart_are_refused(change, said):
     with pytest.raises(MedlmError, match=re.escape(said)):
         Clinic(world=changed(**change)).next_token([])
+
+
+def test_nothing_to_read_is_one_clear_error():
+    with pytest.raises(MedlmError, match="No text came"):
+        Clinic().parse([])
+    with pytest.raises(MedlmError, match="at least one note"):
+        clinic.accuracy_ceiling(np.zeros((0, 12)))
