@@ -1,21 +1,45 @@
-"""A pretrained encoder: load its weights into our own modules.
+"""A pretrained encoder: embed, fine-tune by hand, fine-tune with the HF Trainer.
 
-Knows nothing about tasks. The only module that imports `transformers`, and only inside
-functions, so that a notebook pays for it when it needs it.
+Knows nothing about diseases, files of notes or how good an answer is. The only module
+that imports `transformers`, and only inside functions, so that a notebook pays for it
+when it needs it.
+
+A row is one text: its token numbers, special tokens included, without padding. Labels
+are numbers from 0 in rows, and names in `Classifier.labels`.
+
+Source: chapters 1 and 3.
 """
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
+import functools
+import hashlib
+import inspect
 import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medlm_utils import data
-from medlm_utils.runtime import MedlmError
+from medlm_utils import data, metrics, text, training
+from medlm_utils.pretraining import (
+    SmallClassifier,
+    check_blocks,
+    checked_labels,
+    mean_over_tokens,
+)
+from medlm_utils.runtime import MedlmError, write_json
 from medlm_utils.transformer import (
     Attend,
     EncoderBlock,
@@ -35,6 +59,15 @@ BLOCK_NAMES = {
     "output.dense": "feed_forward.down",
     "output.LayerNorm": "feed_forward_norm",
 }
+
+POOLINGS = ("mean", "pooler")  # how a classifier makes one vector of many
+_BETAS = (0.9, 0.999)  # of AdamW, as BERT was fine-tuned
+_FORMAT = 1  # of a saved classifier
+_KEPT = {"labels", "pooling", "temperature", "longest", "dropout", "tokenizer"}
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+
+
+# Chapter 1: the published weights in our own modules ----------------------------------
 
 
 class BertEncoder(nn.Module):
@@ -213,3 +246,1146 @@ def _our_name(name: str) -> str | None:
         "embeddings.token_type_embeddings": f"segments.{kind}",
         "embeddings.LayerNorm": f"norm.{kind}",
     }.get(part)
+
+
+# A classifier -------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """A pretrained encoder, one vector a text, and a linear head over the labels.
+
+    The head is new: its weights are drawn from torch's generator, as BERT's were.
+
+    Parameters
+    ----------
+    encoder
+        A model of transformers that gives hidden states.
+    labels
+        What the classes are called, in the order of the logits.
+    tokenizer
+        The one that belongs to the encoder.
+    pooling
+        ``"mean"``: the mean of the last hidden states over the attention mask.
+        ``"pooler"``: tanh(W h + b) of the first token, [CLS], as BERT does it.
+    dropout
+        Of every dropout in encoder and head.
+    longest
+        How many tokens of a text are read, special tokens included; by default 256, or
+        all that the encoder has positions for.
+
+    Raises
+    ------
+    MedlmError
+        If there are not two different labels, `pooling` has another name or the encoder
+        has no pooler, or `longest` is above the encoder's positions.
+
+    Source: Devlin et al. 2019; Reimers & Gurevych 2019; chapter 3.
+    """
+
+    def __init__(
+        self,
+        encoder: Any,
+        labels: Sequence[str],
+        tokenizer: Any = None,
+        pooling: str = "mean",
+        dropout: float = 0.1,
+        longest: int | None = None,
+    ):
+        super().__init__()
+        config = encoder.config
+        self.labels = checked_labels(labels)
+        self.positions = config.max_position_embeddings
+        self.longest = min(256, self.positions) if longest is None else longest
+        _check_pooling(pooling, encoder)
+        _check_longest(self.longest, self.positions)
+        self.tokenizer, self.pooling, self.temperature = tokenizer, pooling, 1.0
+        self.encoder = encoder
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(config.hidden_size, len(self.labels))
+        nn.init.normal_(self.head.weight, std=config.initializer_range)
+        nn.init.zeros_(self.head.bias)
+        set_dropout(self, dropout)
+
+    @classmethod
+    def pretrained(
+        cls,
+        labels: Sequence[str],
+        name: str | Path = "minilm",
+        pooling: str = "mean",
+        dropout: float = 0.1,
+        longest: int | None = None,
+    ) -> Classifier:
+        """With published weights, or with those of a folder.
+
+        Parameters
+        ----------
+        labels, pooling, dropout, longest
+            As for the class.
+        name
+            A name of `data.weights`, or a folder with an encoder in transformers'
+            format: ``config.json``, ``model.safetensors`` and the tokenizer's files.
+
+        Raises
+        ------
+        MedlmError
+            As for the class, and if there is no such folder, its weights are a pickle,
+            damaged or not those of an encoder, or a tokenizer is missing.
+        """
+        folder = _weights_folder(name)
+        encoder = _pretrained_encoder(folder, pooling)
+        tokenizer = _tokenizer_in(folder)
+        return cls(encoder, labels, tokenizer, pooling, dropout, longest)
+
+    @classmethod
+    def from_config(
+        cls, config: Any, labels: Sequence[str], tokenizer: Any = None, **settings: Any
+    ) -> Classifier:
+        """With weights drawn from torch's generator: what has learned nothing yet.
+
+        Parameters
+        ----------
+        config
+            Of transformers, such as ``BertConfig(...)``.
+        labels, tokenizer, settings
+            As for the class.
+        """
+        from transformers import AutoModel
+
+        pooler = _pooler_argument(config, settings.get("pooling", "mean"))
+        with _silent():
+            encoder = AutoModel.from_config(
+                copy.deepcopy(config), attn_implementation="sdpa", **pooler
+            )
+        return cls(encoder, labels, tokenizer, **settings)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of the labels, before the temperature.
+
+        Parameters
+        ----------
+        input_ids
+            (batch, tokens) token numbers.
+        attention_mask
+            (batch, tokens), 1 for a token and 0 for padding.
+        token_type_ids
+            (batch, tokens), 0 for the first segment, 1 for the second; by default all
+            0.
+
+        Returns
+        -------
+        Tensor
+            (batch, classes).
+
+        Raises
+        ------
+        MedlmError
+            If a text is longer than the encoder has positions.
+        """
+        tokens = input_ids.shape[1]
+        if tokens > self.positions:
+            raise MedlmError(
+                f"A text of {tokens} tokens; this encoder has {self.positions} "
+                "positions. Use bert.encode, which cuts what is longer."
+            )
+        segments = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        out = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, **segments
+        )
+        if self.pooling == "pooler":
+            vector = out.pooler_output
+        else:
+            vector = mean_over_tokens(out.last_hidden_state, attention_mask)
+        return self.head(self.dropout(vector))
+
+    def freeze(self, blocks: int = 0, words: bool = False) -> None:
+        """Choose which weights training leaves as they are; all others are trained.
+
+        No gradient is computed for what is frozen, nor for what only leads there.
+
+        Parameters
+        ----------
+        blocks
+            The first so many blocks, and below them all embeddings.
+        words
+            True: the table of words, the largest one of all.
+
+        Raises
+        ------
+        MedlmError
+            If there are fewer blocks.
+        """
+        every = next(m for m in self.encoder.modules() if isinstance(m, nn.ModuleList))
+        check_blocks(blocks, len(every))
+        self.requires_grad_(True)
+        if words:
+            self.encoder.get_input_embeddings().requires_grad_(False)
+        if blocks:
+            self.encoder.embeddings.requires_grad_(False)
+            every[:blocks].requires_grad_(False)
+
+    def numbers(self, names: Sequence[str]) -> Tensor:
+        """Names of labels to their numbers, (texts,).
+
+        Raises
+        ------
+        MedlmError
+            If a name is not one of the labels.
+        """
+        place = {label: number for number, label in enumerate(self.labels)}
+        for row, name in enumerate(names):
+            if name not in place:
+                raise MedlmError(
+                    f"The label of row {row} (counted from 0) is {name!r}; expected "
+                    f"one of {', '.join(self.labels)}."
+                )
+        return torch.tensor([place[name] for name in names])
+
+    def save(self, folder: str | Path) -> None:
+        """Write everything that `load_classifier` needs into a folder.
+
+        The weights carry transformers' names: ``AutoModel`` can read the encoder from
+        the folder, and with ``pooling="pooler"`` ``AutoModelForSequenceClassification``
+        can read the whole. It is written beside and renamed, so that no half of it
+        stays.
+
+        Parameters
+        ----------
+        folder
+            New, empty, or one that `save` wrote, which is replaced.
+
+        Raises
+        ------
+        MedlmError
+            If the folder holds something else, or cannot be written.
+        """
+        folder = Path(folder)
+        _check_may_replace(folder)
+        part = folder.with_name(folder.name + ".part")
+        try:
+            shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+            part.mkdir(parents=True)
+            self._write(part)
+            _replace(part, folder)
+        except (OSError, safetensors.SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise MedlmError(
+                f"Cannot write the model {folder}: {why}. Expected a place with free "
+                "space that you may write."
+            ) from error
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _write(self, folder: Path) -> None:
+        config = copy.deepcopy(self.encoder.config)
+        config.id2label = dict(enumerate(self.labels))
+        config.label2id = {label: number for number, label in enumerate(self.labels)}
+        config.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+        safetensors.torch.save_file(
+            _published_names(self), folder / "model.safetensors", {"format": "pt"}
+        )
+        about = {
+            "format": _FORMAT,
+            "labels": list(self.labels),
+            "pooling": self.pooling,
+            "temperature": self.temperature,
+            "longest": self.longest,
+            "dropout": self.dropout.p,
+            "tokenizer": self.tokenizer is not None,
+        }
+        write_json(folder / "medlm.json", about)
+
+
+def set_dropout(model: nn.Module, share: float) -> None:
+    """Every dropout of a model to the same share.
+
+    Raises
+    ------
+    MedlmError
+        If it is not from 0 to below 1.
+    """
+    if not 0 <= share < 1:
+        raise MedlmError(f"dropout is {share}; expected 0 up to less than 1.")
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = share
+
+
+def _check_pooling(pooling: str, encoder: Any) -> None:
+    if pooling not in POOLINGS:
+        raise MedlmError(
+            f"pooling is {pooling!r}; expected one of {', '.join(POOLINGS)}."
+        )
+    if pooling == "pooler" and getattr(encoder, "pooler", None) is None:
+        raise MedlmError("This encoder has no pooler; expected pooling='mean'.")
+
+
+def _check_longest(longest: int, positions: int) -> None:
+    if not 3 <= longest <= positions:
+        raise MedlmError(
+            f"longest is {longest}; expected 3 tokens, of which two are special ones, "
+            f"up to the {positions} that the encoder has positions for."
+        )
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """No bars and no warnings of transformers: what matters we check ourselves."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+# Folders with weights -----------------------------------------------------------------
+
+
+def load_classifier(folder: str | Path) -> Classifier:
+    """What `Classifier.save` wrote, on the CPU and ready for evaluation.
+
+    Parameters
+    ----------
+    folder
+        With ``medlm.json``, ``config.json``, ``model.safetensors`` and the tokenizer's
+        files.
+
+    Raises
+    ------
+    MedlmError
+        If there is no such folder, a file is missing or damaged, the weights are a
+        pickle, or labels and weights do not belong together.
+
+    Source: chapter 3.
+    """
+    folder = Path(folder)
+    about = _read_about(folder)
+    weights = _read_weights(folder)
+    labels = len(about["labels"])
+    head = weights.get("classifier.weight", torch.empty(0))
+    if len(head) != labels:
+        raise MedlmError(
+            f"{folder} names {labels} labels, but its head has {len(head)} outputs; "
+            "expected as many. Its files come from different models: save it again."
+        )
+    tokenizer = _tokenizer_in(folder) if about["tokenizer"] else None
+    settings = {n: about[n] for n in ("pooling", "dropout", "longest")}
+    with torch.random.fork_rng():  # weights are drawn, and then replaced
+        config = _config_in(folder)
+        model = Classifier.from_config(config, about["labels"], tokenizer, **settings)
+    _load_published(model, weights, folder)
+    model.temperature = about["temperature"]
+    return model.eval()
+
+
+def _published_names(model: Classifier) -> dict[str, Tensor]:
+    """The weights under the names of transformers' models with a head."""
+    prefix = model.encoder.base_model_prefix
+    named = {f"{prefix}.{n}": t for n, t in model.encoder.state_dict().items()}
+    named |= {f"classifier.{n}": t for n, t in model.head.state_dict().items()}
+    return {n: t.detach().cpu().clone().contiguous() for n, t in named.items()}
+
+
+def _load_published(
+    model: Classifier, weights: dict[str, Tensor], folder: Path
+) -> None:
+    """The way back from `_published_names`."""
+    # Both list the encoder's weights first, then those of the head.
+    names = dict(zip(_published_names(model), model.state_dict(), strict=True))
+    try:
+        ours = {names.get(n, n): t for n, t in weights.items()}
+        model.load_state_dict(ours)
+    except RuntimeError as error:
+        raise MedlmError(
+            f"The weights in {folder} do not fit its config.json; expected the files "
+            "of one model. Save it again."
+        ) from error
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """The content of ``medlm.json``, checked."""
+    path = folder / "medlm.json"
+    if not path.is_file():
+        found = "no such folder" if not folder.is_dir() else "no medlm.json in it"
+        raise MedlmError(
+            f"{folder} is no model that can be loaded: there is {found}. Expected a "
+            "folder that Classifier.save or `medlm finetune` wrote."
+        )
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        complete = about["format"] == _FORMAT and about.keys() >= _KEPT
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise MedlmError(
+            f"{path} is damaged, or another version wrote it; expected one that this "
+            "version of Classifier.save wrote. Save the model again."
+        )
+    return about
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    _check_no_pickle(folder)
+    path = folder / "model.safetensors"
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(path) from error
+
+
+def _check_no_pickle(folder: Path) -> None:
+    """Weights have to be there, as safetensors: a pickle can run anything."""
+    if any(folder.glob("model*.safetensors")):
+        return
+    pickles = [f.name for kind in ("*.bin", "*.pt", "*.pth") for f in folder.glob(kind)]
+    found = f"only {pickles[0]}, a pickle, which could run any code" if pickles else ""
+    raise MedlmError(
+        f"{folder} has no model.safetensors{', ' * bool(found)}{found}; expected the "
+        "weights as safetensors."
+    )
+
+
+def _damaged(path: Path) -> MedlmError:
+    return MedlmError(
+        f"{path} cannot be read; expected a file of safetensors. It is damaged or was "
+        "cut short: copy or save the model again."
+    )
+
+
+def _weights_folder(name: str | Path) -> Path:
+    """Where the weights of this name lie, or the folder itself."""
+    if name in data.names("weights"):
+        return data.weights(str(name))
+    if not (Path(name) / "config.json").is_file():
+        raise MedlmError(
+            f"There is no model {str(name)!r}; expected one of "
+            f"{', '.join(data.names('weights'))}, or a folder with config.json and "
+            "model.safetensors."
+        )
+    return Path(name)
+
+
+def _config_in(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise MedlmError(
+            f"{folder / 'config.json'} is no configuration that transformers knows; "
+            "expected that of an encoder such as BERT."
+        ) from error
+
+
+def _tokenizer_in(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise MedlmError(
+            f"{folder} has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)} "
+            "beside the weights."
+        )
+    with _silent():
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _pooler_argument(config: Any, pooling: str) -> dict[str, Any]:
+    """A pooler only where it is used, for models that let us choose."""
+    from transformers import MODEL_MAPPING
+
+    kind: Any = MODEL_MAPPING.get(type(config), None)
+    if not hasattr(config, "max_position_embeddings") or kind is None:
+        raise MedlmError(
+            f"A model of type {config.model_type!r}; expected an encoder such as BERT."
+        )
+    can_choose = "add_pooling_layer" in inspect.signature(kind).parameters
+    return {"add_pooling_layer": pooling == "pooler"} if can_choose else {}
+
+
+def _pretrained_encoder(folder: Path, pooling: str) -> Any:
+    """The encoder of a folder in transformers, every one of its weights from there."""
+    from transformers import AutoModel
+
+    _check_no_pickle(folder)
+    config = _config_in(folder)
+    try:
+        with _silent():
+            encoder, report = AutoModel.from_pretrained(
+                folder,
+                config=config,
+                attn_implementation="sdpa",
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+                **_pooler_argument(config, pooling),
+            )
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(folder / "model.safetensors") from error
+    except RuntimeError as error:
+        raise _not_its_weights(folder, str(error).splitlines()[0]) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise _not_its_weights(folder, f"{missing[0]} is missing")
+    return encoder
+
+
+def _not_its_weights(folder: Path, why: str) -> MedlmError:
+    return MedlmError(
+        f"The weights in {folder} do not fit its config.json: {why}. Expected those of "
+        "an encoder, with its pooler for pooling='pooler'."
+    )
+
+
+def _check_may_replace(folder: Path) -> None:
+    """A folder that holds something else is not ours to remove."""
+    if not folder.exists() or (folder / "medlm.json").is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise MedlmError(
+            f"{folder} is there and no model that Classifier.save wrote; expected a "
+            "new name, an empty folder, or a saved model to replace."
+        )
+
+
+def _replace(part: Path, folder: Path) -> None:
+    """`part` takes the place of `folder`, and its name."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# Rows and batches ---------------------------------------------------------------------
+
+
+def encode(tokenizer: Any, texts: Sequence[str], longest: int = 256) -> list[Tensor]:
+    """Each text as one row: [CLS], its pieces of words, [SEP].
+
+    Parameters
+    ----------
+    tokenizer
+        Of transformers.
+    texts
+        What is longer than `longest` loses its end.
+    longest
+        Tokens of a row, special tokens included.
+
+    Returns
+    -------
+    list of Tensor
+        (tokens,) token numbers each, in the order of `texts`.
+
+    Raises
+    ------
+    MedlmError
+        If a text is empty or no string, there are none, or `longest` is above what the
+        model reads.
+
+    Source: chapter 3.
+    """
+    _check_longest(longest, tokenizer.model_max_length)
+    rows = tokenizer(
+        _checked_texts(texts), truncation=True, max_length=longest, verbose=False
+    )
+    return [torch.tensor(row) for row in rows["input_ids"]]
+
+
+def _checked_texts(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise MedlmError("Got one string; expected a list of texts. Write [text].")
+    texts = list(texts)
+    if not texts:
+        raise MedlmError("There are no texts; expected at least one.")
+    for row, one in enumerate(texts):
+        if not isinstance(one, str) or not one.strip():
+            found = "empty" if isinstance(one, str) else repr(one)
+            raise MedlmError(
+                f"The text of row {row} (counted from 0) is {found}; expected a "
+                "string with at least one word."
+            )
+    return texts
+
+
+def rectangle(rows: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Rows of any lengths as one batch: dynamic padding, and the mask that tells it.
+
+    Returns
+    -------
+    tuple of Tensor
+        ``input_ids`` and ``attention_mask``, (batch, tokens) each, where ``tokens`` is
+        the longest row of this batch.
+
+    Source: chapter 3.
+    """
+    input_ids = text.pad(rows)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
+    return input_ids, mask.long()
+
+
+class LabelledBatches(text.DocumentBatches):
+    """Batches of rows of similar lengths, with their labels.
+
+    Parameters
+    ----------
+    rows
+        As `encode` makes them.
+    labels
+        (rows,) numbers of classes.
+    size
+        Rows in a batch; the last of an epoch may have fewer.
+    seed
+        Of the order. The batch of a step depends on `seed` and the step alone. It is a
+        tuple: ``input_ids`` and ``attention_mask``, (batch, tokens), and labels
+        (batch,).
+
+    Raises
+    ------
+    MedlmError
+        If there are no rows, not as many labels, one is no whole number from 0 on, or
+        `size` is below 1.
+
+    Source: chapter 3.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Tensor],
+        labels: Sequence[int] | np.ndarray | Tensor,
+        size: int,
+        seed: int = 0,
+    ):
+        super().__init__(rows, size, seed)
+        self.labels = _checked_numbers(labels, len(self.rows))
+
+    def _batch_of(self, chosen: np.ndarray) -> Any:
+        rows = [self.rows[row] for row in chosen]
+        return *rectangle(rows), self.labels[torch.from_numpy(chosen)]
+
+
+def _checked_numbers(
+    labels: Sequence[int] | np.ndarray | Tensor, rows: int, classes: int | None = None
+) -> Tensor:
+    numbers = torch.as_tensor(np.asarray(labels))
+    if numbers.shape != (rows,) or numbers.is_floating_point():
+        raise MedlmError(
+            f"Labels of shape {tuple(numbers.shape)} and type {numbers.dtype} for "
+            f"{rows} rows; expected one whole number a row."
+        )
+    low, high = int(numbers.min()), int(numbers.max())
+    if low < 0 or (classes is not None and high >= classes):
+        most = "" if classes is None else f" to {classes - 1}"
+        raise MedlmError(f"Labels go from {low} to {high}; expected numbers 0{most}.")
+    return numbers.long()
+
+
+# Answers ------------------------------------------------------------------------------
+
+
+def classification_loss(
+    model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], smoothing: float = 0.0
+) -> tuple[Tensor, int]:
+    """Cross-entropy of the labels, summed over a batch: for `training.fit`.
+
+    Parameters
+    ----------
+    model
+        (input_ids, attention_mask) to logits (batch, classes).
+    batch
+        As `LabelledBatches` makes it.
+    smoothing
+        The share of a label that is spread over all classes.
+
+    Returns
+    -------
+    tuple
+        Nats, a scalar with gradient, and the number of labels.
+
+    Source: chapter 3.
+    """
+    device = training.device_of(model)
+    input_ids, mask, labels = (part.to(device) for part in batch)
+    logits = model(input_ids, mask).float()
+    nats = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+    return nats, len(labels)
+
+
+def predict_logits(
+    model: nn.Module,
+    rows: Sequence[Tensor],
+    batch_size: int = 64,
+    precision: str = "float32",
+    accelerator: Any = None,
+) -> np.ndarray:
+    """The logits of every row, before the temperature.
+
+    Rows of similar lengths share a batch, so that little is padding; the result does
+    not depend on `batch_size`, only time and memory do.
+
+    Parameters
+    ----------
+    model
+        (input_ids, attention_mask) to logits; in evaluation mode while this runs.
+    rows
+        As `encode` makes them, in any order.
+    batch_size
+        Rows in a batch.
+    precision
+        As in `training.autocast`.
+    accelerator
+        An `accelerate.Accelerator`: each process takes its share of the rows, and all
+        get the whole result.
+
+    Returns
+    -------
+    ndarray
+        (rows, classes), in the order of `rows`.
+
+    Raises
+    ------
+    MedlmError
+        If there are no rows, one is empty, or `batch_size` is below 1.
+
+    Source: chapter 3.
+    """
+    return _of_each_row(model, model, rows, batch_size, precision, accelerator)
+
+
+def embed(
+    model: nn.Module,
+    rows: Sequence[Tensor],
+    pooling: str = "mean",
+    batch_size: int = 64,
+    precision: str = "float32",
+    accelerator: Any = None,
+) -> np.ndarray:
+    """One vector a text, from the last hidden states of an encoder.
+
+    Parameters
+    ----------
+    model
+        A classifier, whose encoder is used, or an encoder: ours, or of transformers.
+    pooling
+        ``"mean"`` over the attention mask; ``"cls"``: the first token's; ``"pooler"``:
+        what the pooler of a model of transformers makes of that.
+    rows, batch_size, precision, accelerator
+        As in `predict_logits`.
+
+    Returns
+    -------
+    ndarray
+        (rows, d_model), in the order of `rows`.
+
+    Raises
+    ------
+    MedlmError
+        As in `predict_logits`, and if `pooling` has another name, or the encoder no
+        pooler.
+
+    Source: Reimers & Gurevych 2019; chapter 3.
+    """
+    has_head = isinstance(model, (Classifier, SmallClassifier))
+    encoder: Any = model.encoder if has_head else model
+    if pooling not in ("mean", "cls", "pooler"):
+        raise MedlmError(f"pooling is {pooling!r}; expected mean, cls or pooler.")
+    if pooling == "pooler":
+        _check_pooling(pooling, encoder)
+
+    def vectors(input_ids: Tensor, mask: Tensor) -> Tensor:
+        out = encoder(input_ids, mask)
+        if pooling == "pooler":
+            return out.pooler_output
+        if isinstance(out, list):  # our own BERT gives all, the small one the last
+            out = out[-1]
+        states = out if isinstance(out, Tensor) else out.last_hidden_state
+        return states[:, 0] if pooling == "cls" else mean_over_tokens(states, mask)
+
+    return _of_each_row(vectors, encoder, rows, batch_size, precision, accelerator)
+
+
+@torch.no_grad()
+def _of_each_row(
+    compute: Callable[[Tensor, Tensor], Tensor],
+    model: nn.Module,
+    rows: Sequence[Tensor],
+    batch_size: int,
+    precision: str,
+    accelerator: Any,
+) -> np.ndarray:
+    """`compute` for each row, in batches by length, shared by all processes."""
+    if not len(rows) or min(map(len, rows)) < 1 or batch_size < 1:
+        raise MedlmError(
+            f"{len(rows)} rows in batches of {batch_size}; expected at least one row, "
+            "no empty one, and batches of at least one."
+        )
+    order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
+    shares = _equal_shares(order, accelerator.num_processes if accelerator else 1)
+    mine = shares[accelerator.process_index if accelerator else 0]
+    device = training.device_of(model)
+    parts = []
+    with training.evaluating(model), training.autocast(precision, device):
+        for place in range(0, len(mine), batch_size):
+            chosen = [rows[row] for row in mine[place : place + batch_size]]
+            input_ids, mask = (part.to(device) for part in rectangle(chosen))
+            parts.append(compute(input_ids, mask).float().cpu())
+    values = torch.cat(parts)
+    if len(shares) > 1:
+        values = accelerator.gather(values.to(accelerator.device)).cpu()
+    found = np.empty((len(rows), values.shape[1]), np.float32)
+    found[np.concatenate(shares)] = values.numpy()
+    return found
+
+
+def _equal_shares(order: list[int], processes: int) -> list[list[int]]:
+    """Every so manieth row for each process; some rows twice, so that all are equal."""
+    each = -(-len(order) // processes)
+    filled = order + [order[0]] * (each * processes - len(order))
+    return [filled[number::processes] for number in range(processes)]
+
+
+@torch.no_grad()
+def look(model: Classifier, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Whom each token listens to: the attention weights of a classifier's encoder.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode while this runs.
+    input_ids, attention_mask
+        (batch, tokens).
+
+    Returns
+    -------
+    Tensor
+        (blocks, batch, heads, queries, keys); each row sums to 1.
+
+    Source: chapters 1 and 3.
+    """
+    encoder: Any = model.encoder
+    usual = encoder.config._attn_implementation
+    encoder.set_attn_implementation("eager")  # the fused kernel never has the weights
+    device = training.device_of(model)
+    try:
+        with training.evaluating(model):
+            out = encoder(
+                input_ids=input_ids.to(device),
+                attention_mask=attention_mask.to(device),
+                output_attentions=True,
+            )
+    finally:
+        encoder.set_attn_implementation(usual)
+    return torch.stack(out.attentions)
+
+
+# Fine-tuning by hand ------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuning:
+    """How a classifier is fine-tuned.
+
+    Parameters
+    ----------
+    epochs
+        Times that every text is seen.
+    batch
+        Texts a step.
+    encoder_rate, head_rate
+        Peak learning rates: the head is new and has more to learn.
+    warm_up
+        Share of the steps in which the rates rise; then they fall in a line.
+    weight_decay
+        Of matrices; not of biases, layer normalisations and embeddings.
+    dropout
+        Of every dropout in encoder and head.
+    smoothing
+        Share of a label that is spread over all classes.
+    longest
+        Tokens of a text, for `encode`.
+    frozen_blocks
+        So many first blocks are left as they are, and all embeddings with them.
+    frozen_words
+        True: the table of words is left as it is. It is half of a small encoder, and
+        hardly moves.
+    seed
+        Of the order of the texts and of dropout.
+    precision
+        Of the forward pass, as in `training.autocast`.
+
+    Raises
+    ------
+    MedlmError
+        If a number is out of its range.
+
+    Source: Devlin et al. 2019, section A.3; chapter 3.
+    """
+
+    epochs: int = 3
+    batch: int = 16
+    encoder_rate: float = 1e-4
+    head_rate: float = 2e-3
+    warm_up: float = 0.1
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    smoothing: float = 0.0
+    longest: int = 256
+    frozen_blocks: int = 0
+    frozen_words: bool = True
+    seed: int = 0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name, low in (("epochs", 1), ("batch", 1), ("weight_decay", 0)):
+            if getattr(self, name) < low:
+                raise _bad_setting(self, name, f"at least {low}")
+        for name in ("encoder_rate", "head_rate"):
+            if not getattr(self, name) > 0:
+                raise _bad_setting(self, name, "above 0")
+        for name in ("warm_up", "dropout", "smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise _bad_setting(self, name, "0 up to less than 1")
+
+
+def _bad_setting(settings: FineTuning, name: str, expected: str) -> MedlmError:
+    return MedlmError(f"{name} is {getattr(settings, name)}; expected {expected}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """What happened in a fine-tuning, measured on validation texts after each epoch.
+
+    Parameters
+    ----------
+    history
+        Of every step.
+    loss
+        Mean cross-entropy in nats a text, (epochs,).
+    accuracy, weighted_f1
+        Of the most probable label, (epochs,).
+
+    Source: chapter 3.
+    """
+
+    history: training.History
+    loss: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    weighted_f1: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """The epoch with the smallest loss, counted from 1."""
+        return 1 + int(np.argmin(self.loss))
+
+
+def finetune(
+    model: Any,
+    train_rows: Sequence[Tensor],
+    train_labels: Sequence[int] | np.ndarray | Tensor,
+    val_rows: Sequence[Tensor],
+    val_labels: Sequence[int] | np.ndarray | Tensor,
+    settings: FineTuning | None = None,
+    *,
+    checkpoint: Path | None = None,
+    checkpoint_every: int = 200,
+    resume: bool = False,
+    progress: bool = False,
+    accelerator: Any = None,
+) -> Tuned:
+    """Fine-tune a classifier, and leave it with the weights of its best epoch.
+
+    The best epoch is the one with the smallest loss on the validation texts.
+
+    Parameters
+    ----------
+    model
+        A `Classifier`, or another model with ``labels``, ``head`` and ``freeze``, such
+        as `pretraining.SmallClassifier`.
+    train_rows, val_rows
+        As `encode` makes them.
+    train_labels, val_labels
+        (rows,) numbers of classes.
+    settings
+        By default ``FineTuning()``.
+    checkpoint, checkpoint_every, resume, progress, accelerator
+        As in `training.fit`. A checkpoint of other texts or settings is refused.
+
+    Raises
+    ------
+    MedlmError
+        If labels do not fit the rows or the model, or as in `training.fit`.
+
+    Source: Devlin et al. 2019; chapter 3.
+    """
+    settings = settings or FineTuning()
+    classes = len(model.labels)
+    truth = _checked_numbers(val_labels, len(val_rows), classes)
+    known = _checked_numbers(train_labels, len(train_rows), classes)
+    batches = LabelledBatches(train_rows, known, settings.batch, settings.seed)
+    steps = settings.epochs * len(batches)
+    model.freeze(settings.frozen_blocks, settings.frozen_words)
+    set_dropout(model, settings.dropout)
+    torch.manual_seed(settings.seed)
+
+    def validate() -> dict[str, float]:
+        logits = predict_logits(
+            model, val_rows, precision=settings.precision, accelerator=accelerator
+        )
+        return _measures(logits, truth.numpy())
+
+    history = training.fit(
+        model,
+        batches.at,
+        **_loop(settings, steps),
+        evaluation=validate,
+        evaluate_every=len(batches),
+        keep_best=True,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        identity={
+            **dataclasses.asdict(settings),
+            "texts": _digest(batches.rows, known, val_rows, truth),
+        },
+        progress=progress,
+        accelerator=accelerator,
+    )
+    names = ("loss", "accuracy", "weighted_f1")
+    return Tuned(history, *(tuple(m[n] for m in history.measures) for n in names))
+
+
+def _loop(settings: FineTuning, steps: int) -> dict[str, Any]:
+    """What `training.fit` is told to do what the settings say."""
+    return {
+        "steps": steps,
+        "learning_rate": settings.encoder_rate,
+        "rates": {"head": settings.head_rate / settings.encoder_rate},
+        "warm_up": round(settings.warm_up * steps),
+        "floor": 0.0,
+        "schedule": training.warm_up_linear,
+        "weight_decay": settings.weight_decay,
+        "betas": _BETAS,
+        "precision": settings.precision,
+        "loss": functools.partial(classification_loss, smoothing=settings.smoothing),
+    }
+
+
+def _measures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Loss, accuracy and weighted F1 of logits."""
+    chosen = logits.argmax(axis=1)
+    return {
+        "loss": metrics.log_loss(labels, metrics.softmax(logits)),
+        "accuracy": metrics.accuracy(labels, chosen),
+        "weighted_f1": metrics.f1(labels, chosen, logits.shape[1], "weighted"),
+    }
+
+
+def _digest(
+    rows: Sequence[Tensor], labels: Tensor, val_rows: Sequence[Tensor], truth: Tensor
+) -> str:
+    """One short name for all texts and labels of a fine-tuning."""
+    digest = hashlib.sha256()
+    for row in (*rows, labels, *val_rows, truth):
+        digest.update(f"{len(row)}:".encode() + row.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+# Fine-tuning with the Trainer of transformers -----------------------------------------
+
+
+class _ForTrainer(nn.Module):
+    """A classifier that computes its own loss, as the Trainer expects it."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        logits = self.model(input_ids, attention_mask)
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": F.cross_entropy(logits.float(), labels), "logits": logits}
+
+
+def trainer_model(model: nn.Module) -> nn.Module:
+    """A classifier as ``transformers.Trainer`` can train it: the same weights.
+
+    Its forward takes ``input_ids``, ``attention_mask`` and ``labels``, and returns a
+    dictionary with ``loss``, the mean cross-entropy, and ``logits``.
+
+    Source: chapter 3.
+    """
+    return _ForTrainer(model)
+
+
+def trainer_dataset(
+    rows: Sequence[Tensor], labels: Sequence[int] | np.ndarray | Tensor
+) -> list[dict[str, Any]]:
+    """Rows and labels as the Trainer takes a data set, with `trainer_collate`.
+
+    Raises
+    ------
+    MedlmError
+        If there is not one whole number a row.
+
+    Source: chapter 3.
+    """
+    numbers = _checked_numbers(labels, len(rows)).tolist()
+    return [
+        {"input_ids": row, "labels": number}
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+
+
+def trainer_collate(examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Examples of `trainer_dataset` as one batch, padded to its longest row."""
+    input_ids, mask = rectangle([example["input_ids"] for example in examples])
+    labels = torch.tensor([example["labels"] for example in examples])
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+def trainer_optimisers(
+    model: nn.Module, settings: FineTuning, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """What `finetune` optimises with, for ``Trainer(optimizers=...)``.
+
+    Parameters
+    ----------
+    model
+        A classifier; call its ``freeze`` first.
+    settings
+        Its rates, warm-up and weight decay are used.
+    steps
+        Of the whole run.
+
+    Source: chapter 3.
+    """
+    loop = _loop(settings, steps)
+    optimiser = training.adamw(
+        model,
+        loop["weight_decay"],
+        loop["betas"],
+        loop["learning_rate"],
+        loop["rates"],
+    )
+
+    def share_of_peak(step: int) -> float:
+        return loop["schedule"](step, steps, 1.0, loop["warm_up"], loop["floor"])
+
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, share_of_peak)

@@ -6,7 +6,7 @@ ends with the same weights, bit for bit, as one that was not.
 
 Units: losses in nats per target, times in seconds; steps count from 0.
 
-Source: chapter 2.
+Source: chapters 2 and 3.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,10 @@ from medlm_utils.text import IGNORED, PAD, Nats, inputs_and_targets, pad
 
 # (model, batch) to the loss summed over the targets, and how many targets there were.
 Loss = Callable[[nn.Module, Any], tuple[Tensor, int]]
+# (step, steps, peak, warm_up, floor) to the learning rate of the step.
+Schedule = Callable[[int, int, float, int, float], float]
+# Smaller is better; of a mapping it is the entry "loss" that counts.
+Evaluation = Callable[[], float | Mapping[str, float]]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": None}
 _READ_EVERY = 50  # steps between two looks at the loss: on a GPU each look waits for it
@@ -93,7 +97,9 @@ def token_nats(model: nn.Module, batch: Tensor) -> Tensor:
     return nats.view(targets.shape)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, rates: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
     """Matrices decay; biases, gains and embeddings do not.
 
     Parameters
@@ -102,27 +108,66 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         Its parameters that need a gradient; shared ones count once.
     weight_decay
         Of the matrices.
+    rates
+        How the beginning of a parameter's name, such as ``"head"``, multiplies its
+        learning rate. The longest one that fits counts; without one it is 1.
 
     Returns
     -------
     list of dict
-        Two groups for an optimiser of torch, the decaying one first.
+        Groups for an optimiser of torch, each with its ``factor`` of the learning rate:
+        two a factor, the decaying one first, and those of factor 1 before the others.
 
-    Source: Loshchilov & Hutter 2019; Radford et al. 2018; chapter 2.
+    Raises
+    ------
+    MedlmError
+        If a factor is not above 0, or no parameter that needs a gradient has a name
+        with such a beginning.
+
+    Source: Loshchilov & Hutter 2019; Radford et al. 2018; chapters 2 and 3.
     """
+    rates = dict(rates or {})
     tables = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    every = [p for p in model.parameters() if p.requires_grad]
-    decaying = [p for p in every if p.dim() >= 2 and id(p) not in tables]
-    chosen = {id(parameter) for parameter in decaying}
-    return [
-        {"params": decaying, "weight_decay": weight_decay},
-        {"params": [p for p in every if id(p) not in chosen], "weight_decay": 0.0},
-    ]
+    every = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    _check_rates(rates, every)
+    groups: dict[tuple[float, bool], dict[str, Any]] = {
+        (factor, decays): {
+            "params": [],
+            "weight_decay": weight_decay if decays else 0.0,
+            "factor": factor,
+        }
+        for factor in dict.fromkeys([1.0, *rates.values()])
+        for decays in (True, False)
+    }
+    for name, parameter in every.items():
+        decays = parameter.dim() >= 2 and id(parameter) not in tables
+        groups[_factor(name, rates), decays]["params"].append(parameter)
+    return list(groups.values())
+
+
+def _factor(name: str, rates: Mapping[str, float]) -> float:
+    """What multiplies the learning rate of this parameter."""
+    fitting = [beginning for beginning in rates if name.startswith(beginning)]
+    return rates[max(fitting, key=len)] if fitting else 1.0
+
+
+def _check_rates(rates: Mapping[str, float], names: Iterable[str]) -> None:
+    for beginning, factor in rates.items():
+        if not factor > 0:
+            raise MedlmError(
+                f"The factor of {beginning!r} is {factor}; expected a number above 0. "
+                "To keep weights as they are, call requires_grad_(False) on them."
+            )
+        if not any(name.startswith(beginning) for name in names):
+            raise MedlmError(
+                f"No weight that is trained has a name that begins with {beginning!r}; "
+                "expected one of those of model.named_parameters()."
+            )
 
 
 def adamw(
@@ -130,12 +175,13 @@ def adamw(
     weight_decay: float = 0.1,
     betas: tuple[float, float] = (0.9, 0.95),
     learning_rate: float = 1e-3,
+    rates: Mapping[str, float] | None = None,
 ) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`, as one kernel of torch.
 
     Parameters
     ----------
-    model, weight_decay
+    model, weight_decay, rates
         As in `parameter_groups`.
     betas
         How long the mean gradient and the mean squared gradient remember.
@@ -144,7 +190,9 @@ def adamw(
 
     Source: Loshchilov & Hutter 2019; chapter 2.
     """
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, rates)
+    for group in groups:
+        group["lr"] = learning_rate * group["factor"]
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
@@ -173,16 +221,47 @@ def warm_up_cosine(
 
     Source: Loshchilov & Hutter 2017; chapter 2.
     """
+    _check_schedule(steps, peak, warm_up, floor)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    gone = min((step - warm_up) / max(steps - 1 - warm_up, 1), 1.0)
+    return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * gone)) / 2)
+
+
+def warm_up_linear(
+    step: int, steps: int, peak: float, warm_up: int, floor: float = 0.0
+) -> float:
+    """The learning rate of a step: up in a line to the peak, down in a line.
+
+    Parameters
+    ----------
+    step, steps, peak, warm_up
+        As in `warm_up_cosine`.
+    floor
+        The share of the peak that the step after the last would get: the line is about
+        to reach 0 when the run ends, so that its last step is not wasted.
+
+    Raises
+    ------
+    MedlmError
+        If the warm-up is longer than the run, or a number is out of its range.
+
+    Source: Devlin et al. 2019; chapter 3.
+    """
+    _check_schedule(steps, peak, warm_up, floor)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    left = max(steps - step, 0) / max(steps - warm_up, 1)
+    return peak * (floor + (1 - floor) * left)
+
+
+def _check_schedule(steps: int, peak: float, warm_up: int, floor: float) -> None:
     if not (0 <= warm_up <= steps and steps > 0 and peak > 0 and 0 <= floor <= 1):
         raise MedlmError(
             f"steps {steps}, warm_up {warm_up}, peak {peak}, floor {floor}; expected "
             "at least one step, a warm-up no longer than the run, a peak above 0 and a "
             "floor that is a share of it, 0 to 1."
         )
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    gone = min((step - warm_up) / max(steps - 1 - warm_up, 1), 1.0)
-    return peak * (floor + (1 - floor) * (1 + math.cos(math.pi * gone)) / 2)
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
@@ -212,6 +291,25 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype)
 
 
+def join_processes() -> Any:
+    """The processes that train together, as an accelerator; None for one on its own.
+
+    Returns
+    -------
+    accelerate.Accelerator or None
+        For `fit`, in each process that ``accelerate launch`` or ``torchrun`` started
+        with others.
+
+    Source: chapter 3.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    from accelerate import Accelerator
+
+    # Without a GPU it has to be told, or each process would train on its own.
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the parameters of a model are."""
     return next(model.parameters()).device
@@ -237,6 +335,8 @@ class History:
         goes on where the checkpoint stood.
     evaluations
         (steps done, value) for each evaluation.
+    measures
+        What each evaluation said that gave a mapping, its ``"loss"`` included.
 
     Source: chapter 2.
     """
@@ -246,6 +346,7 @@ class History:
     learning_rate: list[float] = dataclasses.field(default_factory=list)
     seconds: list[float] = dataclasses.field(default_factory=list)
     evaluations: list[tuple[int, float]] = dataclasses.field(default_factory=list)
+    measures: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     def __len__(self) -> int:
         """Steps done."""
@@ -265,22 +366,29 @@ def fit(
     learning_rate: float = 1e-3,
     warm_up: int = 0,
     floor: float = 0.1,
+    schedule: Schedule = warm_up_cosine,
     weight_decay: float = 0.1,
+    rates: Mapping[str, float] | None = None,
     betas: tuple[float, float] = (0.9, 0.95),
     clip: float = 1.0,
     precision: str = "float32",
     loss: Loss = language_loss,
-    evaluation: Callable[[], float] | None = None,
+    evaluation: Evaluation | None = None,
     evaluate_every: int = 0,
+    keep_best: bool = False,
     checkpoint: Path | None = None,
     checkpoint_every: int = 0,
     resume: bool = False,
+    identity: Mapping[str, Any] | None = None,
     progress: bool = False,
+    accelerator: Any = None,
 ) -> History:
     """Train: forward, backward, clip, step, on a schedule.
 
     Nothing in it looks at the clock, so a run depends on its settings, its batches and
-    torch's seed alone.
+    torch's seed alone. With an accelerator many processes train one model: each gets
+    its share of the rows of a batch, and since nats and targets are added up over all
+    of them, the gradient is that of one process with the whole batch.
 
     Parameters
     ----------
@@ -292,8 +400,10 @@ def fit(
     steps
         Of the whole run.
     learning_rate, warm_up, floor
-        Peak, steps and share of `warm_up_cosine`.
-    weight_decay, betas
+        Peak, steps and share of the schedule.
+    schedule
+        `warm_up_cosine` or `warm_up_linear`.
+    weight_decay, rates, betas
         Of `adamw`.
     clip
         The largest norm of the gradient over all parameters.
@@ -303,14 +413,24 @@ def fit(
         As `language_loss`, its default.
     evaluation, evaluate_every
         A function whose value joins the history after every so many steps, and after
-        the last. The model is in evaluation mode while it runs.
+        the last; it may also be a mapping with a ``"loss"`` and other values. The model
+        is in evaluation mode while it runs.
+    keep_best
+        True: at the end the model gets the weights back that it had at the evaluation
+        with the smallest value, the first of several.
     checkpoint, checkpoint_every
         A file to which everything that a run depends on is written after every so many
-        steps, and after the last.
+        steps, and after the last. Machines that train together must share its disk.
     resume
         True: go on from the checkpoint if there is one. False: start anew.
+    identity
+        What else the run depends on, as JSON can hold it, such as a hash of its data:
+        a checkpoint keeps it, and one with another identity is refused.
     progress
         True: show a bar.
+    accelerator
+        An `accelerate.Accelerator`, in every process that takes part, such as that of
+        `join_processes`. It chooses the device; `precision` still the precision.
 
     Returns
     -------
@@ -323,11 +443,14 @@ def fit(
         If a setting is out of range, a batch has no target, the loss is no longer
         finite, or the checkpoint cannot be written or belongs to another run.
 
-    Source: chapter 2.
+    Source: chapters 2 and 3.
     """
     if not clip > 0:
         raise MedlmError(f"clip is {clip}; expected a norm above 0.")
-    warm_up_cosine(0, steps, learning_rate, warm_up, floor)  # refuses bad settings
+    if keep_best and evaluation is None:
+        raise MedlmError("keep_best needs an evaluation that says which is best.")
+    schedule(0, steps, learning_rate, warm_up, floor)  # refuses bad settings
+    team = _Team(accelerator)
     settings = {
         "steps": steps,
         "learning_rate": learning_rate,
@@ -338,22 +461,47 @@ def fit(
         "clip": clip,
         "precision": precision,
     }
-    run = _Run(model, adamw(model, weight_decay, betas), precision, settings)
-    if checkpoint is not None and resume and checkpoint.exists():
+    settings |= _unusual(schedule, rates, keep_best, team)
+    run = _Run(
+        model,
+        lambda: adamw(model, weight_decay, betas, learning_rate, rates),
+        precision,
+        {**(identity or {}), **settings},
+        team,
+    )
+    if checkpoint is not None and resume and team.all_find(checkpoint):
         run.load(checkpoint)
-    with _bar(steps, len(run.history), progress) as bar:
+    with _bar(steps, len(run.history), progress and team.is_main) as bar:
         for step in range(len(run.history), steps):
-            rate = warm_up_cosine(step, steps, learning_rate, warm_up, floor)
+            rate = schedule(step, steps, learning_rate, warm_up, floor)
             run.step(batch_at(step), loss, rate, clip)
             bar.update()
             done = step + 1
             if evaluation and _is_due(done, evaluate_every, steps):
-                run.evaluate(evaluation)
+                run.evaluate(evaluation, keep_best)
             if checkpoint is not None and _is_due(done, checkpoint_every, steps):
                 run.save(checkpoint)
     run.read_losses()
+    if run.best:
+        model.load_state_dict(run.best, strict=False)
     model.eval()
     return run.history
+
+
+def _unusual(
+    schedule: Schedule, rates: Mapping[str, float] | None, best: bool, team: _Team
+) -> dict[str, Any]:
+    """The settings that chapter 2 does without: its checkpoints do not hold them."""
+    settings: dict[str, Any] = {}
+    if schedule is not warm_up_cosine:
+        settings["schedule"] = getattr(schedule, "__name__", repr(schedule))
+    if rates:
+        settings["rates"] = dict(rates)
+    if best:
+        settings["keep_best"] = True
+    if team.size > 1:
+        settings["processes"] = team.size
+    return settings
 
 
 def _is_due(done: int, every: int, steps: int) -> bool:
@@ -366,17 +514,120 @@ def _bar(steps: int, done: int, shown: bool) -> Any:
     return tqdm(total=steps, initial=done, disable=not shown, unit="step")
 
 
+class _Team:
+    """The processes that train one model together; without an accelerator just one."""
+
+    def __init__(self, accelerator: Any):
+        self.accelerator = accelerator
+        kind = getattr(accelerator, "distributed_type", "NO")
+        if kind != "NO" and not kind.startswith("MULTI_"):
+            raise MedlmError(
+                f"The accelerator shares work in the way {kind}; expected processes "
+                "that each hold the whole model. Run `accelerate config` again without "
+                "FSDP, DeepSpeed and the like."
+            )
+        self.size = accelerator.num_processes if accelerator else 1
+        self.number = accelerator.process_index if accelerator else 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.number == 0
+
+    def join(self, model: nn.Module) -> nn.Module:
+        """The model on its device, with gradients that are means over the team."""
+        if self.number:  # what dropout draws here must not be what the main one draws
+            torch.manual_seed(torch.initial_seed() + self.number)
+        return self.accelerator.prepare_model(model) if self.accelerator else model
+
+    def share(self, batch: Any) -> tuple[Any, bool]:
+        """The rows of this process, and whether there are any.
+
+        Every process has to take part in each step, so one without rows gets the first
+        row, which then must not count.
+        """
+        if self.size == 1:
+            return batch, True
+        mine = _rows(batch, slice(self.number, None, self.size))
+        if _count_rows(mine):
+            return mine, True
+        return _rows(batch, slice(0, 1)), False
+
+    def total(self, nats: Tensor, count: int) -> tuple[Tensor, int]:
+        """Nats and targets of all processes together."""
+        if self.size == 1:
+            return nats, count
+        own = torch.tensor([float(nats), count], device=nats.device).double()
+        every = self.accelerator.reduce(own, reduction="sum")
+        return every[0], int(every[1])
+
+    def agreed(self, value: Any) -> Any:
+        """The main process's value, in every process."""
+        if self.size == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    def all_find(self, path: Path) -> bool:
+        """True where every process sees the file, False where none does."""
+        found = path.exists()
+        if self.size == 1:
+            return found
+        own = torch.tensor([float(found)], device=self.accelerator.device)
+        every = int(self.accelerator.reduce(own, reduction="sum"))
+        if 0 < every < self.size:
+            raise MedlmError(
+                f"{every} of {self.size} processes find the checkpoint {path}; "
+                "expected it on a disk that all machines share."
+            )
+        return bool(every)
+
+    def gather(self, state: Tensor) -> Tensor:
+        """The states of all processes, one a row; of one process as it is."""
+        if self.size == 1:
+            return state
+        own = state[None].to(self.accelerator.device)
+        return self.accelerator.gather(own).cpu()
+
+    def own(self, states: Tensor) -> Tensor:
+        """The way back from `gather`."""
+        return states if self.size == 1 else states[self.number].clone()
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            self.accelerator.wait_for_everyone()
+
+
+def _rows(batch: Any, chosen: slice) -> Any:
+    """Some rows of a tensor, or of each tensor of a tuple, list or dictionary."""
+    if isinstance(batch, Mapping):
+        return {name: _rows(part, chosen) for name, part in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(_rows(part, chosen) for part in batch)
+    return batch[chosen]
+
+
+def _count_rows(batch: Any) -> int:
+    if isinstance(batch, Mapping):
+        batch = tuple(batch.values())
+    return len(batch[0] if isinstance(batch, tuple) else batch)
+
+
 class _Run:
     """A model in training and everything that its next step depends on."""
 
     def __init__(
         self,
         model: nn.Module,
-        optimiser: torch.optim.Optimizer,
+        optimiser: Callable[[], torch.optim.Optimizer],
         precision: str,
         settings: dict[str, Any],
+        team: _Team,
     ):
-        self.model, self.optimiser, self.settings = model, optimiser, settings
+        self.model, self.team, self.settings = model, team, settings
+        self.joined = team.join(model)
+        self.optimiser = optimiser()  # made where the weights now are
         self.device = device_of(model)
         self.precision = precision
         # float16 has few exponents: the loss is scaled up, the gradients down again.
@@ -384,28 +635,34 @@ class _Run:
             self.device.type, enabled=precision == "float16"
         )
         self.history = History()
+        self.best: dict[str, Tensor] = {}  # the weights of the best evaluation
         self._unread: list[Tensor] = []  # losses still on the device
         self._before = time.monotonic()
 
     def step(self, batch: Any, loss: Loss, rate: float, clip: float) -> None:
         """One step of training."""
-        self.model.train()
+        self.joined.train()
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
+        share, counts = self.team.share(batch)
         with autocast(self.precision, self.device):
-            nats, count = loss(self.model, batch)
-        if not count:
+            nats, count = loss(self.joined, share)
+        if not counts:
+            nats, count = nats * 0, 0
+        every, total = self.team.total(nats.detach(), count)
+        if not total:
             raise MedlmError(
                 f"The batch of step {len(self.history)} has no target; expected at "
                 "least one."
             )
         self.optimiser.zero_grad()
-        self.scaler.scale(nats / count).backward()
+        # A team's gradient is a mean over its processes; it is to be their sum.
+        self.scaler.scale(nats / (total / self.team.size)).backward()
         self.scaler.unscale_(self.optimiser)
         nn.utils.clip_grad_norm_(self.model.parameters(), clip)
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        self._note(nats.detach() / count, count, rate)
+        self._note(every / total, total, rate)
 
     def _note(self, loss: Tensor, count: int, rate: float) -> None:
         history = self.history
@@ -432,33 +689,55 @@ class _Run:
                     "a smaller learning rate or a longer warm-up."
                 )
 
-    def evaluate(self, evaluation: Callable[[], float]) -> None:
-        """Note the value of `evaluation` at this step."""
-        self.model.eval()
-        value = float(evaluation())
+    def evaluate(self, evaluation: Evaluation, keep_best: bool) -> None:
+        """Note the value of `evaluation` at this step, and the weights if it is best.
+
+        Processes may round differently, and must not disagree about which is best.
+        """
+        self.joined.eval()
+        given = self.team.agreed(evaluation())
+        if isinstance(given, Mapping):
+            self.history.measures.append({n: float(v) for n, v in given.items()})
+            given = given["loss"]
+        value, before = float(given), [v for _, v in self.history.evaluations]
         self.history.evaluations.append((len(self.history), value))
+        if keep_best and not math.isfinite(value):
+            raise MedlmError(
+                f"The evaluation after {len(self.history)} steps is {value}; expected "
+                "a finite number to choose by."
+            )
+        if keep_best and value < min(before, default=math.inf):
+            self.best = {
+                name: tensor.detach().cpu().clone()
+                for name, tensor in _changing_weights(self.model).items()
+            }
 
     # What a checkpoint holds: one file, so that no half of it can be of another step.
 
     def save(self, path: Path) -> None:
-        """Write everything beside `path`, then rename."""
+        """Write everything beside `path`, then rename; the main process does it."""
         self.read_losses()
+        tensors = self._tensors()
         state = {
             "settings": self.settings,
             "history": dataclasses.asdict(self.history),
             "scaler": self.scaler.state_dict(),
             "generators": _generators(),
         }
-        _write_checkpoint(path, self._tensors(), state)
+        if self.team.is_main:
+            _write_checkpoint(path, tensors, state)
+        self.team.wait()
 
     def _tensors(self) -> dict[str, Tensor]:
         """Weights, the optimiser's memory and torch's generators, by name."""
         tensors = {f"model.{n}": t for n, t in _weights(self.model).items()}
         for number, memory in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{number}.{n}": t for n, t in memory.items()}
-        tensors["generator.cpu"] = torch.get_rng_state()
+        tensors |= {f"best.{n}": t for n, t in self.best.items()}
+        tensors["generator.cpu"] = self.team.gather(torch.get_rng_state())
         if self.device.type == "cuda":
-            tensors["generator.cuda"] = torch.cuda.get_rng_state(self.device)
+            state = torch.cuda.get_rng_state(self.device)
+            tensors["generator.cuda"] = self.team.gather(state)
         return tensors
 
     def load(self, path: Path) -> None:
@@ -467,7 +746,7 @@ class _Run:
         expected = json.loads(json.dumps(self.settings))
         if state["settings"] != expected:
             raise _of_another_run(path, state["settings"], expected)
-        kept = {n[6:]: t for n, t in tensors.items() if n.startswith("model.")}
+        kept = _named(tensors, "model.")
         have = _weights(self.model)
         if {n: t.shape for n, t in kept.items()} != {
             n: t.shape for n, t in have.items()
@@ -478,14 +757,16 @@ class _Run:
             )
         self.model.load_state_dict(kept, strict=False)
         self._load_optimiser(tensors)
+        self.best = _named(tensors, "best.")
         self.scaler.load_state_dict(state["scaler"])
         self.history = History(**state["history"])
         self.history.evaluations = [(s, v) for s, v in self.history.evaluations]
         self._before = time.monotonic() - (self.history.seconds or [0.0])[-1]
         _set_generators(state["generators"])
-        torch.set_rng_state(tensors["generator.cpu"])
+        torch.set_rng_state(self.team.own(tensors["generator.cpu"]))
         if "generator.cuda" in tensors and self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["generator.cuda"], self.device)
+            own = self.team.own(tensors["generator.cuda"])
+            torch.cuda.set_rng_state(own, self.device)
 
     def _load_optimiser(self, tensors: dict[str, Tensor]) -> None:
         memory: dict[int, dict[str, Tensor]] = {}
@@ -510,6 +791,18 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
             weights[name] = tensor
         seen.add(place)
     return weights
+
+
+def _changing_weights(model: nn.Module) -> dict[str, Tensor]:
+    """As `_weights`, without the parameters that are frozen."""
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    return {n: t for n, t in _weights(model).items() if n not in frozen}
+
+
+def _named(tensors: Mapping[str, Tensor], beginning: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, under the rest of their names."""
+    size = len(beginning)
+    return {n[size:]: t for n, t in tensors.items() if n.startswith(beginning)}
 
 
 def _generators() -> dict[str, Any]:
@@ -583,8 +876,9 @@ def _not_a_checkpoint(path: Path, why: str) -> MedlmError:
 def _of_another_run(
     path: Path, stored: dict[str, Any], wanted: dict[str, Any]
 ) -> MedlmError:
-    differing = [name for name in wanted if stored.get(name) != wanted[name]]
-    words = ", ".join(f"{n} {stored.get(n)} (now {wanted[n]})" for n in differing)
+    names = dict.fromkeys([*wanted, *stored])
+    differing = [name for name in names if stored.get(name) != wanted.get(name)]
+    words = ", ".join(f"{n} {stored.get(n)} (now {wanted.get(n)})" for n in differing)
     return MedlmError(
         f"The checkpoint {path} is of another run: {words}. Use the same settings, or "
         "another file, or resume=False to start anew."
@@ -641,7 +935,7 @@ def evaluate(
         )
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     by_row: list[np.ndarray] = [np.empty(0)] * len(rows)
-    with _evaluating(model), autocast(precision, device_of(model)):
+    with evaluating(model), autocast(precision, device_of(model)):
         for place in range(0, len(rows), batch_size):
             chosen = order[place : place + batch_size]
             nats = token_nats(model, pad([rows[row] for row in chosen]))
@@ -652,7 +946,7 @@ def evaluate(
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode, and afterwards as it was."""
     was_training = model.training
     model.eval()

@@ -1,10 +1,12 @@
 """training.py: oracles for its parts, and runs that are killed and taken up again."""
 
+import contextlib
 import json
 import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -155,13 +157,63 @@ class TestParts:
         assert (np.diff(rates[10:]) < 0).all()
         assert training.warm_up_cosine(500, 101, 2.0, 10, 0.1) == pytest.approx(0.2)
 
+    def test_the_other_schedule_goes_down_in_a_line(self):
+        rates = [training.warm_up_linear(s, 100, 2.0, 10) for s in range(100)]
+        np.testing.assert_allclose(rates[:10], 0.2 * np.arange(1, 11))
+        assert rates[9] == rates[10] == max(rates) == 2.0
+        np.testing.assert_allclose(np.diff(rates[10:]), -2.0 / 90)
+        assert rates[-1] == pytest.approx(2.0 / 90)
+        assert training.warm_up_linear(500, 100, 2.0, 10) == 0.0
+        assert training.warm_up_linear(100, 100, 2.0, 10, 0.3) == pytest.approx(0.6)
+
+    @pytest.mark.slow
+    def test_without_warm_up_it_is_that_of_transformers(self):
+        from transformers import get_linear_schedule_with_warmup
+
+        adam = torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=2.0)
+        theirs = get_linear_schedule_with_warmup(adam, 0, 7)
+        for step in range(7):
+            ours = training.warm_up_linear(step, 7, 2.0, 0)
+            assert ours == pytest.approx(theirs.get_last_lr()[0])
+            adam.step()
+            theirs.step()
+
     @pytest.mark.parametrize(
         "wrong", [{"warm_up": 11}, {"steps": 0}, {"peak": 0}, {"floor": 1.5}]
     )
-    def test_a_schedule_that_cannot_be(self, wrong):
+    @pytest.mark.parametrize(
+        "schedule", [training.warm_up_cosine, training.warm_up_linear]
+    )
+    def test_a_schedule_that_cannot_be(self, wrong, schedule):
         right = {"step": 0, "steps": 10, "peak": 1.0, "warm_up": 2}
         with pytest.raises(MedlmError, match="a warm-up no longer than the run"):
-            training.warm_up_cosine(**right | wrong)
+            schedule(**right | wrong)
+
+    def test_the_longest_beginning_that_fits_gives_the_rate(self):
+        model = tiny_model()
+        rates = {"blocks": 0.5, "blocks.1.feed": 4.0, "norm": 0.5}
+        groups = training.parameter_groups(model, 0.3, rates)
+        factor = {id(p): g["factor"] for g in groups for p in g["params"]}
+        decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+        assert len(factor) == sum(len(g["params"]) for g in groups)
+        for name, parameter in model.named_parameters():
+            if name.startswith("blocks.1.feed"):
+                expected = 4.0
+            else:
+                expected = 0.5 if name.startswith(("blocks", "norm")) else 1.0
+            assert factor[id(parameter)] == expected, name
+            decays = name.startswith("blocks") and name.endswith("weight")
+            assert decay[id(parameter)] == (0.3 if decays else 0.0), name
+
+    def test_rates_that_cannot_be(self):
+        model = tiny_model()
+        with pytest.raises(MedlmError, match="a name that begins with 'head'"):
+            training.adamw(model, rates={"head": 2.0})
+        with pytest.raises(MedlmError, match=r"factor of 'norm' is 0.*requires_grad_"):
+            training.adamw(model, rates={"norm": 0})
+        model.norm.requires_grad_(False)
+        with pytest.raises(MedlmError, match="No weight that is trained"):
+            training.adamw(model, rates={"norm": 2.0})
 
 
 class TestFit:
@@ -289,6 +341,85 @@ class TestFit:
             loss=squared,
         )
         assert history.loss[-1] < 1e-3
+
+    def test_each_group_has_its_own_rate(self):
+        """One step of AdamW from rest moves every weight by its learning rate."""
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+        before = weights_of(model)
+        training.fit(
+            model,
+            lambda step: torch.randn(8, 3),
+            steps=4,
+            learning_rate=1e-3,
+            rates={"1.": 10.0},
+            warm_up=4,
+            weight_decay=0,
+            clip=1e9,
+            loss=lambda model, batch: (model(batch).sum(), len(batch)),
+            schedule=lambda step, *_: 1e-3 if step == 0 else 1e-12,
+        )
+        moved = {n: (before[n] - w).abs().max() for n, w in weights_of(model).items()}
+        for name, distance in moved.items():
+            rate = 1e-2 if name.startswith("1.") else 1e-3
+            assert distance == pytest.approx(rate, rel=1e-3)
+
+    def test_the_history_holds_the_rates_of_the_schedule(self, batches):
+        history = training.fit(
+            tiny_model(),
+            batches.at,
+            steps=6,
+            learning_rate=0.5e-2,
+            warm_up=2,
+            floor=0.0,
+            schedule=training.warm_up_linear,
+        )
+        assert history.learning_rate == [
+            training.warm_up_linear(step, 6, 0.5e-2, 2) for step in range(6)
+        ]
+
+    def test_what_is_frozen_stays_and_is_not_remembered(self, batches, tmp_path):
+        model = tiny_model()
+        model.blocks[0].requires_grad_(False)
+        before, path = weights_of(model), tmp_path / "run"
+        training.fit(model, batches.at, steps=3, checkpoint=path)
+        for name, weight in weights_of(model).items():
+            assert torch.equal(weight, before[name]) == name.startswith("blocks.0")
+        kept = safetensors.torch.load_file(path)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        assert len([n for n in kept if n.endswith("exp_avg")]) == len(trained)
+
+    def test_the_best_weights_come_back(self, batches):
+        model, seen = tiny_model(), []
+        values = iter([3.0, 1.0, 2.0, 1.0])
+
+        def evaluation():
+            seen.append(weights_of(model))
+            return {"loss": next(values), "accuracy": 0.5}
+
+        history = training.fit(
+            model,
+            batches.at,
+            steps=8,
+            evaluation=evaluation,
+            evaluate_every=2,
+            keep_best=True,
+        )
+        assert_same(weights_of(model), seen[1])
+        assert not torch.equal(model.norm.gain, seen[3]["norm.gain"])
+        assert history.evaluations == [(2, 3.0), (4, 1.0), (6, 2.0), (8, 1.0)]
+        assert history.measures[1] == {"loss": 1.0, "accuracy": 0.5}
+
+    def test_the_best_needs_an_evaluation_that_is_a_number(self, batches):
+        with pytest.raises(MedlmError, match="keep_best needs an evaluation"):
+            training.fit(tiny_model(), batches.at, steps=1, keep_best=True)
+        with pytest.raises(MedlmError, match="evaluation after 1 steps is nan"):
+            training.fit(
+                tiny_model(),
+                batches.at,
+                steps=1,
+                keep_best=True,
+                evaluation=lambda: math.nan,
+            )
 
     def test_bad_input(self, batches):
         for wrong, message in [
@@ -492,8 +623,222 @@ class TestCheckpoints:
         with pytest.raises(MedlmError, match="do not fit this model"):
             fit(other, resume=True)
 
+    def test_settings_that_are_not_there_count_as_well(self, fit):
+        schedule = training.warm_up_linear
+        fit(tiny_model(), schedule=schedule)
+        with pytest.raises(MedlmError, match=r"schedule warm_up_linear \(now None\)"):
+            fit(tiny_model(), resume=True)
+        assert len(fit(tiny_model(), resume=True, schedule=schedule)) == 10
+
+    def test_what_else_a_run_depends_on_is_kept(self, fit):
+        fit(tiny_model(), identity={"texts": "ab12"})
+        with pytest.raises(MedlmError, match=r"texts ab12 \(now cd34\)"):
+            fit(tiny_model(), resume=True, identity={"texts": "cd34"})
+        assert len(fit(tiny_model(), resume=True, identity={"texts": "ab12"})) == 10
+
+    def test_the_best_weights_are_kept(self, fit):
+        def run(model, resume=False, stop=-1):
+            values = iter([1.0, 2.0, 3.0, 4.0, 5.0][2 if resume else 0 :])
+            return fit(
+                model,
+                resume=resume,
+                stop=stop,
+                evaluation=lambda: next(values),
+                evaluate_every=2,
+                keep_best=True,
+            )
+
+        whole, stopped = tiny_model(), tiny_model()
+        run(whole)
+        with pytest.raises(KeyboardInterrupt):
+            run(stopped, stop=5)
+        resumed = tiny_model(seed=9)
+        history = run(resumed, resume=True)
+        assert [value for _, value in history.evaluations] == [1.0, 2.0, 3.0, 4.0, 5.0]
+        assert_same(weights_of(resumed), weights_of(whole))
+
     def test_history_is_json(self, fit, path):
         history = fit(tiny_model())
         with safetensors.safe_open(path, framework="pt") as file:
             state = json.loads(file.metadata()["state"])
         assert state["history"]["loss"] == history.loss
+
+
+# Many processes -----------------------------------------------------------------------
+
+TEAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import {module}
+from medlm_utils import training
+
+accelerator = training.join_processes()
+{module}.run_of_a_team(Path({folder!r}), accelerator)
+accelerator.end_training()
+"""
+
+
+def run_of_a_team(folder, accelerator):
+    """Three trainings; weights and histories of each process in files of its own."""
+    size = accelerator.num_processes if accelerator else 1
+    number = accelerator.process_index if accelerator else 0
+    rows = some_rows(17)  # so that the last batch of an epoch has one row
+    batches = text.DocumentBatches(rows, 8, seed=1)
+
+    def fit(model, steps=10, batch_at=batches.at, **settings):
+        return training.fit(
+            model,
+            batch_at,
+            steps=steps,
+            learning_rate=1e-2,
+            accelerator=accelerator,
+            evaluation=lambda: training.evaluate(model, rows).nats_per_token + number,
+            evaluate_every=5,
+            **settings,
+        )
+
+    # Another seed in each process: the main one's weights have to count.
+    plain = tiny_model(seed=number)
+    histories = [fit(plain), fit(plain, steps=2)]  # one after the other works too
+    with_dropout = nn.Sequential(tiny_model(), nn.Dropout(0.2))
+    torch.manual_seed(3)
+    fit(with_dropout)
+
+    def stop(step):
+        if step == 7:
+            raise KeyboardInterrupt
+        return batches.at(step)
+
+    resumed = nn.Sequential(tiny_model(), nn.Dropout(0.2))
+    path = folder / f"run-{size}"
+    torch.manual_seed(3)
+    with contextlib.suppress(KeyboardInterrupt):
+        fit(resumed, batch_at=stop, checkpoint=path, checkpoint_every=3)
+    torch.manual_seed(99)
+    resumed = nn.Sequential(tiny_model(seed=8), nn.Dropout(0.2))
+    histories.append(fit(resumed, checkpoint=path, resume=True))
+
+    weights = {"plain": plain, "with_dropout": with_dropout, "resumed": resumed}
+    for name, model in weights.items():
+        safetensors.torch.save_file(
+            model.state_dict(), folder / f"{name}-{size}{number}"
+        )
+    content = [(h.loss, h.targets, h.evaluations) for h in histories]
+    (folder / f"history-{size}{number}").write_text(json.dumps(content))
+
+
+def launch(folder, module="test_training"):
+    """`run_of_a_team` of a module of tests, in two processes on this machine's CPU."""
+    script, tests = folder / "team.py", str(Path(__file__).parent)
+    script.write_text(TEAM.format(tests=tests, module=module, folder=str(folder)))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+        *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
+        *("--dynamo_backend", "no", "--main_process_port", str(port)),
+        str(script),
+    ]
+    environment = os.environ | {
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory):
+    """The files of one process on its own, and of two that worked together."""
+    folder = tmp_path_factory.mktemp("team")
+    run_of_a_team(folder, None)
+    launch(folder)
+    return folder
+
+
+@pytest.mark.slow
+class TestTeam:
+    @staticmethod
+    def model(team, name):
+        model = tiny_model()
+        weights = safetensors.torch.load_file(team / name)
+        model.load_state_dict({n.removeprefix("0."): w for n, w in weights.items()})
+        return model
+
+    @staticmethod
+    def histories(team, name):
+        return json.loads((team / f"history-{name}").read_text())
+
+    def test_two_processes_learn_what_one_does(self, team):
+        batch = text.pad(some_rows(8))
+        one, two = (self.model(team, f"plain-{which}") for which in ("10", "20"))
+        # Logits, as in the comparison with a loop by hand.
+        torch.testing.assert_close(one(batch), two(batch), atol=1e-3, rtol=1e-3)
+        alone, together = self.histories(team, "10"), self.histories(team, "20")
+        for ours, theirs in zip(alone[:2], together[:2], strict=True):
+            np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+            assert ours[1] == theirs[1]
+
+    def test_all_processes_end_with_the_same(self, team):
+        for name in ("plain", "with_dropout", "resumed"):
+            assert_same(
+                weights_of(self.model(team, f"{name}-20")),
+                weights_of(self.model(team, f"{name}-21")),
+            )
+        # Also the values of evaluations that the two did not agree on.
+        assert self.histories(team, "20") == self.histories(team, "21")
+
+    @pytest.mark.parametrize("size", ["10", "20"])
+    def test_a_run_that_was_stopped_ends_with_the_same_weights(self, team, size):
+        assert_same(
+            weights_of(self.model(team, f"with_dropout-{size}")),
+            weights_of(self.model(team, f"resumed-{size}")),
+        )
+
+    def test_dropout_is_not_the_same_in_all_processes(self, team):
+        """With one process's pattern in both, the state of both would be the same."""
+        states = safetensors.torch.load_file(team / "run-2")["generator.cpu"]
+        assert states.shape[0] == 2 and not torch.equal(states[0], states[1])
+
+    def test_another_number_of_processes_is_refused(self, team):
+        with pytest.raises(MedlmError, match=r"processes 2 \(now None\)"):
+            training.fit(
+                nn.Sequential(tiny_model(), nn.Dropout(0.2)),
+                text.DocumentBatches(some_rows(17), 8, seed=1).at,
+                steps=10,
+                learning_rate=1e-2,
+                checkpoint=team / "run-2",
+                resume=True,
+            )
+
+
+def test_one_process_joins_nobody(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert training.join_processes() is None
+
+
+def test_an_accelerator_that_cuts_the_model_is_refused(batches):
+    class Accelerator:
+        distributed_type = "FSDP"
+
+    with pytest.raises(MedlmError, match="FSDP; expected processes that each hold"):
+        training.fit(tiny_model(), batches.at, steps=1, accelerator=Accelerator())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_shares_make_up_the_batch(size):
+    class Accelerator:
+        distributed_type, num_processes = "MULTI_CPU", size
+
+    batch = (torch.arange(8).view(4, 2), {"labels": torch.arange(4)})
+    seen = []
+    for number in range(size):
+        Accelerator.process_index = number
+        share, counts = training._Team(Accelerator()).share(batch)
+        assert len(share[0]) == len(share[1]["labels"]) >= 1
+        seen += share[1]["labels"].tolist() if counts else []
+    assert sorted(seen) == [0, 1, 2, 3]
