@@ -1,0 +1,200 @@
+"""The command `medlm finetune`: from CSV files to a classifier and a report."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medlm_utils import runtime
+from medlm_utils.cli import files, report, results
+from medlm_utils.cli.processes import Team
+from medlm_utils.cli.run import Run
+from medlm_utils.runtime import MedlmError
+
+if TYPE_CHECKING:
+    from medlm_utils import bert
+
+    Groups = argparse._SubParsersAction[argparse.ArgumentParser]
+
+REMINDER = (
+    "Reminder: identifiable patient data do not belong on a shared machine. Model, "
+    "checkpoint and predictions may reveal the notes that they come from."
+)
+
+
+def add_commands(groups: Groups) -> None:
+    """Add the command ``finetune`` to the parser."""
+    text = "fine-tune a pretrained encoder to name the label of a note, and report"
+    command = groups.add_parser("finetune", help=text, description=text)
+    add = command.add_argument
+    add("--train", metavar="CSV", type=Path, required=True, help="notes to learn from")
+    add("--val", metavar="CSV", type=Path, required=True, help="notes to choose by")
+    add("--test", metavar="CSV", type=Path, help="notes for one look at the end")
+    add("--out", metavar="FOLDER", type=Path, required=True, help="made if missing")
+    shown = "default: %(default)s"
+    text = f"of the notes; {shown}"
+    add("--text", metavar="COLUMN", default="text", help=text)
+    text = f"of what is to be named; {shown}"
+    add("--label", metavar="COLUMN", default="label", help=text)
+    text = "of whose note it is; default: patient, where there is one"
+    add("--patient", metavar="COLUMN", help=text)
+    text = f"minilm, bert-base-uncased, or a folder with an encoder; {shown}"
+    add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
+    add("--epochs", metavar="N", type=int, default=3, help=f"over the notes; {shown}")
+    add("--batch", metavar="N", type=int, default=16, help=f"notes a step; {shown}")
+    text = "of a note that are read; default: 256, or what the model has places for"
+    add("--tokens", metavar="N", type=int, help=text)
+    text = f"peak learning rate of the encoder; {shown}"
+    add("--rate", metavar="R", type=float, default=1e-4, help=text)
+    text = f"share of hidden values left out in training; {shown}"
+    add("--dropout", metavar="R", type=float, default=0.1, help=text)
+    add("--seed", metavar="S", type=int, default=runtime.SEED, help=shown)
+    text = f"steps between two checkpoints; {shown}"
+    add("--checkpoint-every", metavar="N", type=int, default=200, help=text)
+    text = "go on from the last checkpoint in FOLDER, if there is one"
+    add("--resume", action="store_true", help=text)
+    command.set_defaults(run=run_finetune)
+
+
+def run_finetune(chosen: argparse.Namespace) -> int:
+    """Check everything, train, and write model, predictions and report."""
+    team = Team()
+    with team.one_voice():
+        team.say(REMINDER)
+        run = team.all_do(lambda: Run.prepare(chosen, team.profile.precision))
+        folder = files.RunFolder(chosen.out, run.identity)
+        try:
+            needed = run.needed_bytes
+            if team.main_does(lambda: folder.enter(chosen.resume, needed)):
+                team.say(f"This run is finished. Report: {chosen.out / files.PAGE}")
+            else:
+                _train(run, team)
+        except KeyboardInterrupt:
+            team.say("The same command with --resume goes on from the last checkpoint.")
+            raise
+        finally:
+            folder.leave()
+    team.leave()
+    return 0
+
+
+def _train(run: Run, team: Team) -> None:
+    """Train, ask the best epoch's model about the other parts, and write everything."""
+    from medlm_utils import bert
+
+    model, longest = run.model, run.settings.longest
+    rows = {
+        name: bert.encode(model.tokenizer, part.text, longest)
+        for name, part in run.parts.items()
+    }
+    model.to(team.device)
+    _announce(run, team)
+    tuned = _finetune(run, team, rows)
+    logits = {
+        name: bert.predict_logits(
+            model,
+            rows[name],
+            precision=run.settings.precision,
+            accelerator=team.accelerator,
+        )
+        for name in list(rows)[1:]
+    }
+    cut = {name: _count_cut(run, name, rows[name]) for name in rows}
+    if team.is_main:  # the others need not wait: nothing is left to share
+        _write(run, team, tuned, logits, cut)
+
+
+def _announce(run: Run, team: Team) -> None:
+    for warning in run.warnings:
+        team.say(f"Warning: {warning}")
+    counted = ", ".join(f"{len(part):,} {name}" for name, part in run.parts.items())
+    epochs = run.settings.epochs
+    team.say(
+        f"{counted} notes; {len(run.model.labels)} classes; "
+        f"{epochs} {'epoch' if epochs == 1 else 'epochs'} on {team.device}, "
+        f"{team.size} {'process' if team.size == 1 else 'processes'}"
+    )
+
+
+def _finetune(run: Run, team: Team, rows: dict[str, list[Any]]) -> bert.Tuned:
+    import torch
+
+    from medlm_utils import bert
+
+    try:
+        return bert.finetune(
+            run.model,
+            rows["training"],
+            run.numbers("training"),
+            rows["validation"],
+            run.numbers("validation"),
+            run.settings,
+            checkpoint=run.chosen.out / files.CHECKPOINT,
+            checkpoint_every=run.chosen.checkpoint_every,
+            resume=run.chosen.resume,
+            progress=team.shows_bars,
+            accelerator=team.accelerator,
+        )
+    except torch.OutOfMemoryError as error:
+        raise MedlmError(
+            f"The memory of {team.device} is too small for {run.settings.batch} notes "
+            f"of up to {run.settings.longest} tokens at once. Choose a smaller --batch "
+            "or --tokens, and another --out."
+        ) from error
+
+
+def _count_cut(run: Run, part: str, rows: Sequence[Any]) -> int:
+    """How many notes lost their end."""
+    longest, tokenizer = run.settings.longest, run.model.tokenizer
+    full = [place for place, row in enumerate(rows) if len(row) == longest]
+    texts = (run.parts[part].text[place] for place in full)
+    return sum(
+        len(tokenizer(text, verbose=False)["input_ids"]) > longest for text in texts
+    )
+
+
+def _write(
+    run: Run,
+    team: Team,
+    tuned: bert.Tuned,
+    logits: dict[str, np.ndarray],
+    cut: dict[str, int],
+) -> None:
+    """Model, predictions, page and, last, the report that says: finished."""
+    out, model = run.chosen.out, run.model
+    model.temperature, remark = results.temperature(
+        logits["validation"], run.numbers("validation")
+    )
+    model.save(out / files.MODEL)
+    for name, of_part in logits.items():
+        p = results.probabilities(of_part, model.temperature)
+        _write_predictions(out / f"predictions_{name}.csv", run, name, p)
+    team.say("Comparing with counting words")
+    machine = {"device": team.profile.device, "processes": team.size}
+    content = results.content(run, tuned, logits, remark, cut, machine)
+    with files.beside(out / files.PAGE) as page:
+        page.write(report.page(content))
+    files.save_json(out / files.REPORT, content)
+    (out / files.CHECKPOINT).unlink(missing_ok=True)
+    for part in logits:
+        print(f"{part}: {report.in_words(content, part)}")
+    print(f"Report: {out / files.PAGE}\nModel: {out / files.MODEL}")
+
+
+def _write_predictions(
+    path: Path, run: Run, part: str, probabilities: np.ndarray
+) -> None:
+    """Patient, label, prediction and probabilities, in the order of the file."""
+    table, labels = run.parts[part], run.model.labels
+    patients = [] if table.patient is None else [table.patient]
+    with files.beside(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        names = ["patient"] * len(patients)
+        writer.writerow([*names, "label", *results.heading(labels)])
+        for *known, p in zip(*patients, table.label, probabilities, strict=True):
+            writer.writerow([*known, *results.answer(labels, p)])

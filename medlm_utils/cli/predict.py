@@ -1,0 +1,185 @@
+"""The commands `medlm predict` and `medlm embed`: CSV files of any size, in chunks."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import functools
+import operator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+from medlm_utils.cli import files, results, tables
+from medlm_utils.cli.processes import Team
+from medlm_utils.runtime import MedlmError
+
+if TYPE_CHECKING:
+    from medlm_utils import bert
+
+    Groups = argparse._SubParsersAction[argparse.ArgumentParser]
+
+CHUNK = 8  # batches of each process in memory at a time
+
+
+def add_commands(groups: Groups) -> None:
+    """Add the commands ``predict`` and ``embed`` to the parser."""
+    text = "the label of each note, with probabilities, by a model of `medlm finetune`"
+    command = groups.add_parser("predict", help=text, description=text)
+    text = "the folder model of a run"
+    command.add_argument(
+        "--model", metavar="FOLDER", type=Path, required=True, help=text
+    )
+    _add_files(command, "CSV")
+    command.set_defaults(run=run_predict)
+
+    text = "one vector for each note: the mean of its last hidden states"
+    command = groups.add_parser("embed", help=text, description=text)
+    text = (
+        "minilm, bert-base-uncased, a folder with an encoder, or the folder model of a "
+        "run; default: %(default)s"
+    )
+    command.add_argument("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
+    _add_files(command, "NPY")
+    command.set_defaults(run=run_embed)
+
+
+def _add_files(command: argparse.ArgumentParser, kind: str) -> None:
+    add = command.add_argument
+    add("--input", metavar="CSV", type=Path, required=True, help="of any size")
+    add("--output", metavar=kind, type=Path, required=True, help="in the input's order")
+    shown = "default: %(default)s"
+    add("--text", metavar="COLUMN", default="text", help=f"of the notes; {shown}")
+    add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
+    add("--force", action="store_true", help="replace the output if it is there")
+
+
+def run_predict(chosen: argparse.Namespace) -> int:
+    """Copy the rows, and add the label and the probabilities to each."""
+    from medlm_utils import bert
+
+    team = Team()
+    with team.one_voice():
+        model = team.all_do(lambda: bert.load_classifier(chosen.model))
+        added = results.heading(model.labels)
+        width = len(model.labels) * 12
+        notes = team.all_do(lambda: _checked(chosen, model, width, added))
+        compute = functools.partial(
+            bert.predict_logits, precision=team.profile.precision
+        )
+        with _output(team, chosen.output, "w") as file:
+            writer = csv.writer(file, lineterminator="\n") if file else None
+            if writer:
+                writer.writerow([*notes.heading, *added])
+            for chunk, logits in _computed(chosen, team, notes, model, compute):
+                shares = results.probabilities(logits, model.temperature)
+                answers = [results.answer(model.labels, p) for p in shares]
+                if writer:
+                    writer.writerows(map(operator.add, chunk, answers))
+    return _done(team, chosen, notes)
+
+
+def run_embed(chosen: argparse.Namespace) -> int:
+    """Write an array of float32, one row a note."""
+    from medlm_utils import bert
+
+    team = Team()
+    with team.one_voice():
+        model = team.all_do(lambda: _encoder(chosen.model))
+        width = model.encoder.config.hidden_size
+        notes = team.all_do(lambda: _checked(chosen, model, 4 * width))
+        compute = functools.partial(bert.embed, precision=team.profile.precision)
+        with _output(team, chosen.output, "wb") as file:
+            if file:
+                _write_header(file, (notes.count, width))
+            for _, vectors in _computed(chosen, team, notes, model, compute):
+                if file:
+                    file.write(np.ascontiguousarray(vectors, "<f4").data)
+    return _done(team, chosen, notes)
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
+    """What stands before the numbers in a file of NumPy."""
+    kind = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, kind)
+
+
+def _encoder(name: str) -> bert.Classifier:
+    """The model of a run, or an encoder with a head that nobody asks."""
+    from medlm_utils import bert
+
+    if (Path(name) / "medlm.json").is_file():
+        return bert.load_classifier(name)
+    return bert.Classifier.pretrained(("no", "yes"), name)
+
+
+def _checked(
+    chosen: argparse.Namespace,
+    model: bert.Classifier,
+    bytes_a_row: int,
+    added: list[str] | None = None,
+) -> tables.Stream:
+    """The notes to read, once nothing is known to be wrong with the whole command."""
+    if model.tokenizer is None:
+        raise MedlmError(
+            f"{chosen.model} was saved without a tokenizer; expected one, to read text."
+        )
+    if chosen.batch < 1:
+        raise MedlmError(f"--batch is {chosen.batch}; expected at least 1.")
+    notes = tables.scan(chosen.input, chosen.text)
+    taken = [name for name in added or () if name in notes.heading]
+    if taken:
+        raise MedlmError(
+            f"{chosen.input} has a column {taken[0]!r} already, which is to be added; "
+            "rename it."
+        )
+    copied = chosen.input.stat().st_size if added else 0
+    needed = notes.count * bytes_a_row + copied
+    files.check_output(chosen.output, [chosen.input], chosen.force, needed)
+    return notes
+
+
+@contextlib.contextmanager
+def _output(team: Team, path: Path, mode: str) -> Iterator[IO[Any] | None]:
+    """The file to write, in the main process; the others have none."""
+    if not team.is_main:
+        yield None
+        return
+    with files.beside(path, mode) as file:
+        yield file
+
+
+def _computed(
+    chosen: argparse.Namespace,
+    team: Team,
+    notes: tables.Stream,
+    model: bert.Classifier,
+    compute: Callable[..., np.ndarray],
+) -> Iterator[tuple[list[list[str]], np.ndarray]]:
+    """Chunks of rows, each with what `compute` makes of its notes."""
+    from tqdm import tqdm
+
+    from medlm_utils import bert
+
+    model.to(team.device)
+    with tqdm(total=notes.count, disable=not team.shows_bars, unit="note") as bar:
+        for chunk in notes.chunks(CHUNK * chosen.batch * team.size):
+            texts = [row[notes.column] for row in chunk]
+            rows = bert.encode(model.tokenizer, texts, model.longest)
+            yield (
+                chunk,
+                compute(
+                    model, rows, batch_size=chosen.batch, accelerator=team.accelerator
+                ),
+            )
+            bar.update(len(chunk))
+
+
+def _done(team: Team, chosen: argparse.Namespace, notes: tables.Stream) -> int:
+    if team.is_main:
+        print(f"Wrote {notes.count:,} rows: {chosen.output}")
+    team.leave()
+    return 0

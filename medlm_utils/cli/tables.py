@@ -1,0 +1,400 @@
+"""Reading CSV files of notes: each fault is one clear error before any work.
+
+Knows nothing about models. A small file becomes a `Table`; a file of any size is
+scanned once, so that every fault is found, and then read in chunks.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from medlm_utils.runtime import MedlmError
+
+LONGEST_FIELD = 10_000_000  # characters; a quote that is never closed is soon longer
+# How programs write that there is no value; "none" is left out, for it can be a class.
+MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
+
+Row = tuple[int, list[str]]  # the line in the file where it begins, and its fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Notes of one file with their labels.
+
+    Parameters
+    ----------
+    path
+        Where they are from.
+    sha256
+        Of the file.
+    text, label
+        One string a note, none of them empty.
+    patient
+        One string a note, or None where the file does not say whose notes they are.
+    """
+
+    path: Path
+    sha256: str
+    text: tuple[str, ...]
+    label: tuple[str, ...]
+    patient: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        """Notes."""
+        return len(self.text)
+
+    @property
+    def unit(self) -> str:
+        """What an interval resamples: ``"patient"``, or ``"note"`` where unknown."""
+        return "note" if self.patient is None else "patient"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The unit that each note belongs to."""
+        return self.patient or tuple(map(str, range(len(self))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """Notes of a file of any size, of which a scan has found no fault.
+
+    Parameters
+    ----------
+    path
+        Where they are from.
+    heading
+        Names of the columns.
+    column
+        Place of the texts among them.
+    count
+        Rows.
+    """
+
+    path: Path
+    heading: tuple[str, ...]
+    column: int
+    count: int
+
+    def chunks(self, size: int) -> Iterator[list[list[str]]]:
+        """The fields of all rows, `size` rows at a time, in their order."""
+        reading = iter(rows(self.path))
+        next(reading)
+        seen = 0
+        while chunk := [fields for _, fields in itertools.islice(reading, size)]:
+            seen += len(chunk)
+            if any(_is_empty(fields[self.column]) for fields in chunk):
+                raise self._changed()
+            yield chunk
+        if seen != self.count:
+            raise self._changed()
+
+    def _changed(self) -> MedlmError:
+        return MedlmError(
+            f"{self.path} has changed while it was read; expected the same "
+            f"{self.count:,} rows to the end. Run the command again."
+        )
+
+
+# Whole files --------------------------------------------------------------------------
+
+
+def read(path: Path, text: str, label: str, patient: str | None) -> Table:
+    """The notes of a file and their labels.
+
+    Parameters
+    ----------
+    path
+        A CSV file in UTF-8 with a heading.
+    text, label, patient
+        Names of its columns; None for a file that does not name its patients.
+
+    Raises
+    ------
+    MedlmError
+        If the file cannot be read, is no such file, lacks a column, or has a row
+        without text, label or patient.
+    """
+    reading = iter(rows(path))
+    _, heading = next(reading)
+    wanted = {"text": text, "label": label}
+    wanted |= {"patient": patient} if patient is not None else {}
+    places = {what: _place(path, heading, wanted[what], what) for what in wanted}
+    lines, kept = [], []
+    for line, fields in reading:
+        lines.append(line)
+        kept.append([fields[place] for place in places.values()])
+    if not kept:
+        raise _no_rows(path)
+    columns = dict(zip(wanted, zip(*kept, strict=True), strict=True))
+    for what, values in columns.items():
+        is_missing = _is_empty if what == "text" else _is_missing
+        missing = [n for n, v in zip(lines, values, strict=True) if is_missing(v)]
+        _refuse_missing(path, what, wanted[what], missing)
+    return Table(
+        path,
+        sha256(path),
+        columns["text"],
+        tuple(map(str.strip, columns["label"])),
+        tuple(map(str.strip, columns["patient"])) if "patient" in columns else None,
+    )
+
+
+def has_column(path: Path, name: str) -> bool:
+    """Whether the heading of a file names this column."""
+    return name in next(iter(rows(path)))[1]
+
+
+def classes(labels: Sequence[str]) -> tuple[str, ...]:
+    """The different labels in order: numbers by their size, words by the alphabet."""
+    different = sorted(set(labels))
+    if all(label.isdecimal() for label in different):
+        different.sort(key=int)
+    return tuple(different)
+
+
+def check_parts(parts: Mapping[str, Table]) -> list[str]:
+    """Refuse parts that cannot train a model, or tell nothing about one.
+
+    Parameters
+    ----------
+    parts
+        Name to notes; ``"training"`` comes first.
+
+    Returns
+    -------
+    list of str
+        Warnings: what may be meant, but makes a result look better than it is.
+
+    Raises
+    ------
+    MedlmError
+        If the training notes have one class only, another part has a class that they
+        do not have, or a patient has notes in two parts.
+    """
+    training, *others = parts.values()
+    known = classes(training.label)
+    if len(known) < 2:
+        raise MedlmError(
+            f"All {len(training):,} labels of {training.path} are {known[0]!r}; "
+            "expected at least two classes. Is --label the right column?"
+        )
+    for other in others:
+        _refuse_unseen(training, other, known)
+    warnings = _nameless(training)
+    for (one, a), (two, b) in itertools.combinations(parts.items(), 2):
+        if a.sha256 == b.sha256:
+            raise MedlmError(
+                f"{a.path} and {b.path} are the same file; expected other notes for "
+                f"{two} than for {one}."
+            )
+        _refuse_shared_patients(a, b)
+        known_texts = set(a.text)
+        shared = sum(text in known_texts for text in b.text)
+        if shared:
+            also = f"is a {one} text" if shared == 1 else f"are {one} texts"
+            warnings.append(
+                f"{shared:,} of {len(b):,} {two} texts {also} too, word for word; "
+                "results on them say little about new notes."
+            )
+    return warnings
+
+
+def _nameless(training: Table) -> list[str]:
+    """A warning where nobody can see whose notes they are."""
+    if training.patient is not None:
+        return []
+    return [
+        f"{training.path} does not name its patients: nobody can see whether one has "
+        "notes in two parts, and intervals are by note. Name the column with --patient."
+    ]
+
+
+def _refuse_unseen(training: Table, other: Table, known: Sequence[str]) -> None:
+    unseen = classes([label for label in other.label if label not in set(known)])
+    if unseen:
+        raise MedlmError(
+            f"{other.path} has {_listing(unseen, 'label')} that {training.path} does "
+            f"not have; its labels are {_listing(known)}. A model cannot learn a class "
+            "without training notes: add some, or leave these rows out."
+        )
+
+
+def _refuse_shared_patients(one: Table, other: Table) -> None:
+    shared = classes(list(set(one.patient or ()) & set(other.patient or ())))
+    if shared:
+        raise MedlmError(
+            f"{one.path} and {other.path} share {_listing(shared, 'patient')}; "
+            "expected all notes of a patient in one file, else the model is tested on "
+            "people whom it knows. Split by patient."
+        )
+
+
+# Files of any size --------------------------------------------------------------------
+
+
+def scan(path: Path, text: str) -> Stream:
+    """Read a file once from end to end, and refuse it if anything is wrong.
+
+    Parameters
+    ----------
+    path
+        A CSV file in UTF-8 with a heading.
+    text
+        The column that holds the notes.
+
+    Raises
+    ------
+    MedlmError
+        If the file cannot be read, is no such file, lacks the column, or has a row
+        without text.
+    """
+    reading = iter(rows(path))
+    _, heading = next(reading)
+    column = _place(path, heading, text, "text")
+    missing, count = [], 0
+    for line, fields in reading:
+        count += 1
+        if _is_empty(fields[column]):
+            missing.append(line)
+    if not count:
+        raise _no_rows(path)
+    _refuse_missing(path, "text", text, missing)
+    return Stream(path, tuple(heading), column, count)
+
+
+# Lines and fields ---------------------------------------------------------------------
+
+
+def rows(path: Path) -> Iterator[Row]:
+    """The heading, then all rows; lines without anything are passed over.
+
+    Raises
+    ------
+    MedlmError
+        If the file cannot be read, is empty, is not UTF-8, or is no CSV file.
+    """
+    csv.field_size_limit(LONGEST_FIELD)
+    line, heading = 1, None
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            for fields in reader:
+                if fields:
+                    heading = heading or fields
+                    if len(fields) != len(heading):
+                        raise _uneven(path, line, fields, heading)
+                    yield line, fields
+                line = reader.line_num + 1
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path) from error
+    except csv.Error as error:
+        raise _malformed(path, line, str(error)) from error
+    except OSError as error:
+        raise MedlmError(
+            f"Cannot read {path}: {error.strerror}. Expected a CSV file."
+        ) from error
+    if heading is None:
+        raise MedlmError(
+            f"{path} is empty; expected a CSV file whose first line names the columns."
+        )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _is_empty(text: str) -> bool:
+    return not text.strip()
+
+
+def _is_missing(value: str) -> bool:
+    return value.strip().lower() in MISSING
+
+
+def _place(path: Path, heading: list[str], name: str, what: str) -> int:
+    """Where the column of this name stands."""
+    if heading.count(name) == 1:
+        return heading.index(name)
+    if name in heading:
+        raise MedlmError(
+            f"{path} has {heading.count(name)} columns {name!r}; expected one."
+        )
+    for mark, called in {";": "semicolons", "\t": "tabs"}.items():
+        if len(heading) == 1 and mark in heading[0]:
+            raise MedlmError(
+                f"{path} has its columns separated by {called}; expected commas. Save "
+                "it as a comma-separated CSV file."
+            )
+    raise MedlmError(
+        f"{path} has no column {name!r}; it has {', '.join(map(repr, heading))}. Name "
+        f"the right one with --{what}."
+    )
+
+
+def _refuse_missing(path: Path, what: str, column: str, lines: list[int]) -> None:
+    if lines:
+        rows_ = "1 row" if len(lines) == 1 else f"{len(lines):,} rows"
+        where = "in" if len(lines) == 1 else "the first in"
+        raise MedlmError(
+            f"{path}: {rows_} without a {what} (column {column!r}), {where} line "
+            f"{lines[0]}; expected one in every row. Fill it in, or leave the row out."
+        )
+
+
+def _no_rows(path: Path) -> MedlmError:
+    return MedlmError(
+        f"{path} has a heading and no rows; expected one note in each row."
+    )
+
+
+def _uneven(path: Path, line: int, fields: list[str], heading: list[str]) -> MedlmError:
+    return MedlmError(
+        f"{path}, line {line}: {len(fields)} fields; expected {len(heading)}, as in "
+        "the heading. A field with a comma or a line break stands in double quotes."
+    )
+
+
+def _malformed(path: Path, line: int, why: str) -> MedlmError:
+    if "end of data" in why or "field larger" in why:
+        why = "a double quote is opened and not closed"
+    return MedlmError(
+        f"{path} is no CSV file that can be read: in the row that begins in line "
+        f"{line}, {why}. A field with a comma, a quote or a line break stands in "
+        "double quotes; a quote within it is written twice."
+    )
+
+
+def _not_utf8(path: Path) -> MedlmError:
+    """Names the first line that cannot be decoded."""
+    advice = "Save it as UTF-8; spreadsheets call it 'CSV UTF-8'."
+    with path.open("rb") as file:
+        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+            return MedlmError(f"{path} is in UTF-16; expected UTF-8. {advice}")
+        file.seek(0)
+        line = next(n for n, bad in enumerate(map(_is_bad, file), start=1) if bad)
+    return MedlmError(
+        f"{path} is not in UTF-8: line {line} cannot be decoded. {advice}"
+    )
+
+
+def _is_bad(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
+def _listing(names: Sequence[str], noun: str = "") -> str:
+    """The first three names, and how many there are in all; with a noun before them."""
+    shown = ", ".join(map(repr, names[:3]))
+    if len(names) > 3:
+        shown += f", ... ({len(names):,} in all)"
+    return f"the {noun}{'s' * (len(names) > 1)} {shown}" if noun else shown
