@@ -48,6 +48,15 @@ class Profile:
     lm_blocks: int
     lm_batch: int  # notes a step
     lm_steps: int  # training steps
+    # chapter 3, BERT
+    mlm_d_model: int  # of the encoder that is pre-trained in small
+    mlm_steps: int
+    bert_patients: int  # whose notes are for training and validation
+    bert_test_patients: int  # drawn anew for the test
+    bert_epochs: int
+    bert_batch: int  # notes a step
+    bert_dropout: float
+    bert_explained: int  # notes that are taken apart, phrase by phrase
 
 
 # The one dial. MEDLM_PROFILE chooses a row; a bigger machine means bigger numbers here.
@@ -60,12 +69,20 @@ PROFILES = {
         attention_repeats=9,
         translator_steps=400,
         translator_batch=64,
-        lm_patients=13_000,
+        lm_patients=16_000,
         lm_test_patients=500,
         lm_d_model=96,
         lm_blocks=3,
         lm_batch=8,
-        lm_steps=2300,
+        lm_steps=3000,
+        mlm_d_model=64,
+        mlm_steps=200,
+        bert_patients=600,
+        bert_test_patients=400,
+        bert_epochs=2,
+        bert_batch=8,
+        bert_dropout=0.0,
+        bert_explained=16,
     ),
     "gpu": Profile(
         name="gpu",
@@ -81,6 +98,14 @@ PROFILES = {
         lm_blocks=6,
         lm_batch=64,
         lm_steps=4000,
+        mlm_d_model=256,
+        mlm_steps=2000,
+        bert_patients=20_000,
+        bert_test_patients=2000,
+        bert_epochs=3,
+        bert_batch=32,
+        bert_dropout=0.1,
+        bert_explained=100,
     ),
 }
 
@@ -100,6 +125,12 @@ PLOTTING: Any = {
     "image.cmap": "cividis",
     "savefig.bbox": "tight",
 }
+
+# How often a thread looks for new work before it sleeps. Small steps are half as fast
+# again if it sleeps at once; far more often, and a busy machine stands still.
+SPIN = "1000"
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # as malloc.h of glibc numbers them
 
 METRIC_FIELDS = ("value", "low", "high", "n", "unit")
 
@@ -138,7 +169,7 @@ def setup(notebook: str) -> Profile:
     """
     global _run
     started = time.monotonic()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts threads
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # before torch starts threads
     wanted = os.environ.get("MEDLM_PROFILE", "").strip().lower()
     profile, reason = choose_profile(wanted)
     seed_everything(SEED)
@@ -188,6 +219,28 @@ def choose_profile(wanted: str) -> tuple[Profile, str]:
     return profile, f"{torch.cuda.get_device_name()} found"
 
 
+def fast_precision(profile: Profile) -> str:
+    """The precision for large matrices: bfloat16 where this processor multiplies it.
+
+    Parameters
+    ----------
+    profile
+        Of this run; on a GPU its own precision is the fast one.
+
+    Returns
+    -------
+    str
+        As in `training.autocast`.
+
+    Source: chapter 3.
+    """
+    import torch
+
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)
+    is_faster = profile.device == "cpu" and native()
+    return "bfloat16" if is_faster else profile.precision
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators; ask cuBLAS to repeat itself."""
     import torch
@@ -208,12 +261,37 @@ def use_all_cores() -> None:
         torch.set_num_threads(cores())
 
 
+def keep_memory() -> bool:
+    """Let this process keep the memory that large tensors free, for the next ones.
+
+    The C library of Linux gives large blocks back at once. The next step of a training
+    then gets them anew, page by page, which can take a third of its time. A process
+    that keeps them needs more memory in all: for long studies, not for chapters.
+
+    Returns
+    -------
+    bool
+        Whether the C library is one that can be told so (glibc).
+
+    Source: the manual of mallopt.
+    """
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    no_own_blocks = mallopt(_M_MMAP_MAX, 0)
+    return bool(no_own_blocks and mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
     """Let torch use `count` threads inside a ``with`` block.
 
-    A model whose steps take milliseconds runs faster on one core than on two that wait
-    for each other. Source: chapter 1, which times it.
+    Times of one core compare better, and tiny steps gain nothing from a second one.
+    Source: chapter 1.
     """
     import torch
 
@@ -428,6 +506,44 @@ def results_dir() -> Path:
 def shipped_records() -> Path:
     """The records that come with the package: made by `make notebooks`."""
     return Path(__file__).parent / "recorded"
+
+
+def study(name: str) -> dict[str, Any]:
+    """A recorded study, and what it says: numbers, date, machine, duration, command.
+
+    Parameters
+    ----------
+    name
+        As in ``python -m medlm_utils.studies.NAME``; ``NAME_gpu`` where a GPU made it.
+
+    Returns
+    -------
+    dict
+        The record: ``"metrics"`` as `record` takes them, ``"series"`` for figures, and
+        how they were made.
+
+    Raises
+    ------
+    MedlmError
+        If no such study is recorded.
+
+    Source: chapter 2.
+    """
+    folder = shipped_records() / "studies"
+    path = folder / f"{name}.json"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.json")))
+        raise MedlmError(
+            f"No study {name!r} is recorded; expected one of {known or 'none yet'}. "
+            f"To make it: python -m medlm_utils.studies.{name}"
+        )
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for key, metric in content["metrics"].items():
+        print(f"{key:<38}{_in_words(metric)}")
+    minutes = approx(content["notebook_seconds"] / 60, 2)
+    print(f"Recorded {content['date']} on {content['hardware']} in {minutes} min.")
+    print(f"Again: {content['command']}")
+    return content
 
 
 def peak_memory_gb() -> float | None:

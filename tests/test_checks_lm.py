@@ -344,6 +344,10 @@ WRONG = {
             "Padding is counted: the divisor is too large",
         ),
         (all_scored, "Padding is scored, as if 0 were"),
+        (
+            lambda x, t: by_token(x, t)[0][t > 0].mean(),
+            "Targets of 0 are left out",
+        ),
         (lambda x, t: by_token(x, t)[0].sum(), "divide by their number"),
         (lambda x, t: by_token(x, t)[0].sum() / len(t), "by the rows, not the targets"),
         (lambda x, t: by_token(x, t)[0].sum(1).mean(), "by the rows, not the targets"),

@@ -107,6 +107,15 @@ class TestHash:
         }
         assert len(hashes) == 6
 
+    def test_the_record_of_a_study_that_is_shown_counts(self, small_root):
+        folder = small_root / "medlm_utils" / "recorded" / "studies"
+        folder.mkdir(parents=True)
+        shown, other = notebook_of("runtime.study('speed')"), notebook_of("x = 1")
+        before = [inputs_hash(nb, small_root) for nb in (shown, other)]
+        (folder / "speed.json").write_text("{}", encoding="utf-8")
+        after = [inputs_hash(nb, small_root) for nb in (shown, other)]
+        assert before[0] != after[0] and before[1] == after[1]
+
     @pytest.mark.parametrize(
         "statement",
         [

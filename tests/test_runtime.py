@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 import random
 import re
 import subprocess
@@ -94,13 +95,44 @@ class TestSetup:
         code = (
             "import os; from medlm_utils import runtime; runtime.setup('x');"
             "import torch;"
-            "print(os.environ['OMP_WAIT_POLICY'], torch.get_num_threads())"
+            "print(os.environ['GOMP_SPINCOUNT'], torch.get_num_threads())"
         )
         env = {"PATH": "", "HOME": "", "MEDLM_PROFILE": "cpu"}
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True
         )
-        assert done.stdout.split()[-2:] == ["PASSIVE", str(runtime.cores())], done
+        assert done.stdout.split()[-2:] == [runtime.SPIN, str(runtime.cores())], done
+
+
+class TestMemory:
+    @pytest.mark.skipif(
+        platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep it"
+    )
+    def test_memory_that_is_freed_is_kept(self):
+        code = (
+            "import resource, torch\n"
+            "from medlm_utils import runtime\n"
+            "x, w = torch.ones(2000, 1000), torch.ones(1000, 4000)\n"
+            "w.requires_grad_()\n"
+            "def faults(before=None):\n"
+            "    for _ in range(10):\n"
+            "        (x @ w).log_softmax(-1).sum().backward()\n"
+            "        w.grad = None\n"
+            "    now = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+            "    return now - before if before else now\n"
+            "before = faults(faults())\n"
+            "assert runtime.keep_memory()\n"
+            "print(before, min(faults(faults()) for _ in range(3)))\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        before, after = map(int, done.stdout.split())
+        assert after < before / 10
+
+    def test_other_systems_are_left_alone(self, monkeypatch):
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert runtime.keep_memory() is False
 
 
 class TestApprox:
@@ -207,3 +239,24 @@ class TestRecord:
         monkeypatch.delenv("MEDLM_RESULTS_DIR")
         assert runtime.shipped_records() not in runtime.results_dir().parents
         assert runtime.results_dir() != runtime.shipped_records()
+
+
+class TestStudy:
+    @pytest.fixture
+    def records(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(runtime, "shipped_records", lambda: tmp_path)
+        content = runtime.results({"loss": {"value": 0.5, "n": 3}}, 90.0, "cpu")
+        content |= {"command": "python -m x", "series": [1]}
+        (tmp_path / "studies").mkdir()
+        runtime.write_json(tmp_path / "studies" / "small.json", content)
+        return content
+
+    def test_it_says_what_was_found_and_how(self, records, capsys):
+        assert runtime.study("small") == json.loads(json.dumps(records))
+        said = capsys.readouterr().out
+        assert "≈0.500 (n = 3)" in said and "in ≈1.5 min" in said
+        assert records["date"] in said and "Again: python -m x" in said
+
+    def test_an_unknown_study_is_one_clear_error(self, records):
+        with pytest.raises(MedlmError, match=r"'big'.*expected one of small"):
+            runtime.study("big")

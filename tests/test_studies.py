@@ -41,9 +41,12 @@ METRICS = {
         "floor_nats_per_token",
         "bigram_nats_per_token",
         "law_exponent",
-        "law_error_percent",
+        "law_error_where_fitted_percent",
         "best_excess_percent",
         "floor_guessed_by_fit",
+        "long_run_excess_percent",
+        "long_run_foreseen_percent",
+        "long_run_valid_note_percent",
     },
     "wikitext2": {
         "test_perplexity",
@@ -311,9 +314,26 @@ class TestSpeed:
         tokens = torch.randint(4, 20, (2, 12))
         changed = tokens.clone()
         changed[:, 8:] = 5
-        before, after = model(tokens), model(changed)
-        torch.testing.assert_close(before[:, :8], after[:, :8])
-        assert not torch.allclose(before[:, 8:], after[:, 8:])
+        # Without gradients torch takes another path: both must hide the future.
+        for is_training, with_gradients in [
+            (False, True),
+            (False, False),
+            (True, True),
+        ]:
+            with torch.set_grad_enabled(with_gradients):
+                model.train(is_training)
+                before, after = model(tokens), model(changed)
+            torch.testing.assert_close(before[:, :8], after[:, :8])
+            assert not torch.allclose(before[:, 8:], after[:, 8:])
+
+    def test_it_times_the_model_of_the_chapter(self):
+        for name in ("cpu", "gpu"):
+            size, profile = lm_speed.SIZES[name]["chapter 2"], runtime.PROFILES[name]
+            assert (size.d_model, size.blocks) == (
+                profile.lm_d_model,
+                profile.lm_blocks,
+            )
+            assert (size.batch, size.d_ff) == (profile.lm_batch, 3 * size.d_model)
 
     def test_gpt2_has_our_size_and_our_loss(self):
         gpt2 = lm_speed._gpt2(20, 16, 16, 2, 32, 2)
@@ -412,16 +432,67 @@ class TestScaling:
     def test_notes_are_enough_and_never_come_twice(self):
         grid = lm_scaling.GRIDS["tiny"]
         notes = lm_scaling.draw(grid)
-        assert len(notes.train) == grid.seeds * max(grid.steps) * grid.batch
+        steps = grid.seeds * max(grid.steps) + grid.long_steps
+        assert len(notes.train) == steps * grid.batch
         assert len(notes.test) == len(notes.floor) == grid.test_notes
         assert 0.8 < notes.floor_nats_per_token < 1.0
         assert not any((row == text.UNKNOWN).any() for row in notes.test)
-        assert len({row.data_ptr() for row in notes.train}) == len(notes.train)
 
-    def test_operations_of_a_model(self):
-        model = TransformerLM(20, 16, 8, 2, 24, 2)
-        by_hand = 6 * (20 * 8 + 2 * (4 * 8 * 8 + 2 * 8 * 24))
-        assert lm_scaling.operations(model, 10) == 10 * by_hand
+    def test_no_two_trainings_share_a_note(self):
+        grid = lm_scaling.GRIDS["cpu"]
+        longest = [(max(grid.steps), seed) for seed in range(grid.seeds)]
+        longest.append((grid.long_steps, grid.seeds))
+        taken = [lm_scaling.rows_of(grid, *chosen) for chosen in longest]
+        rows = np.concatenate([np.arange(t.start, t.stop) for t in taken])
+        assert len(np.unique(rows)) == len(rows)
+
+    def test_notes_are_told_from_what_is_none(self):
+        notes = lm_scaling.draw(lm_scaling.GRIDS["tiny"])
+        row = notes.test[0].tolist()
+        assert notes.parses(row[1:-1]) and not notes.parses(row[1:-3])
+
+    def test_the_share_of_valid_notes(self):
+        found = lm_scaling.valid_percent({"valid": 90, "written": 100})
+        assert found["value"] == 90 and found["n"] == 100
+        # Wilson's formula by hand
+        z, p, n = 1.959964, 0.9, 100
+        middle = (p + z**2 / 2 / n) / (1 + z**2 / n)
+        half = z * np.sqrt(p * (1 - p) / n + z**2 / 4 / n**2) / (1 + z**2 / n)
+        assert found["low"] == pytest.approx(100 * (middle - half), rel=1e-6)
+        assert found["high"] == pytest.approx(100 * (middle + half), rel=1e-6)
+
+    def test_the_long_run_is_no_part_of_the_fit(self):
+        grid = lm_scaling.GRIDS["tiny"]
+        notes = lm_scaling.draw(grid)
+        runs = [
+            {"d_model": 8, "tokens": n, "excess": 5 * n**-0.5, "nats_per_token": 1.0}
+            | {"seed": seed}
+            for seed in range(grid.seeds)
+            for n in (10_000, 40_000, 90_000)
+        ]
+        long_run = {"d_model": 8, "tokens": 1_000_000, "excess": 9.0}
+        long_run |= {"valid": 1, "written": 2}
+        metrics, series = lm_scaling.summary(grid, notes, runs, long_run)
+        floor = notes.floor_nats_per_token
+        assert metrics["long_run_foreseen_percent"] == pytest.approx(0.5 / floor)
+        assert metrics["long_run_excess_percent"] == pytest.approx(900 / floor)
+        assert series["law"]["b"] == pytest.approx(0.5)
+
+    def test_operations_of_a_training(self):
+        grid = lm_scaling.GRIDS["tiny"]
+        notes = lm_scaling.draw(grid)
+        length = round(np.mean([len(row) - 1 for row in notes.test]))
+        matrices = len(notes.tokenizer) * 8 + 3 * (4 * 8 * 8 + 2 * 8 * 24)
+        by_hand = 6 * (matrices + 3 * 8 * length) * 10
+        run = {"d_model": 8, "tokens": 10}
+        assert lm_scaling.operations(grid, notes, run) == by_hand
+
+    def test_slopes_and_the_knee(self):
+        front = [{"compute": c, "excess": 3 * c**-0.5} for c in (1.0, 100.0, 1e4)]
+        assert lm_scaling.slopes(front) == pytest.approx([0.5, 0.5])
+        assert lm_scaling.past_the_knee(front, 4.0) == front[1:]
+        assert lm_scaling.past_the_knee(front, 100.0) == front
+        assert lm_scaling.past_the_knee(front, 0.1) == front[-2:]
 
 
 class TestWikiText:

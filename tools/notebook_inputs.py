@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "medlm_utils"
+STUDY = re.compile(r"""\bruntime\.study\(\s*["'](\w+)["']""")
 MAGIC = re.compile(r"^(?P<indent>[ \t]*)(?P<text>(?:\w+ *= *)?[%!].*)$", re.M)
 
 
@@ -153,6 +154,10 @@ def inputs_hash(notebook: dict[str, Any], root: Path = ROOT) -> str:
     if root / PACKAGE / "data.py" in needed:  # files and weights, with their hashes
         for table in sorted((root / PACKAGE / "registry").glob("*.tsv")):
             digest.update(table.read_bytes())
+    for name in sorted(set(STUDY.findall(code))):  # a record that the notebook shows
+        record = root / PACKAGE / "recorded" / "studies" / f"{name}.json"
+        if record.exists():
+            digest.update(record.read_bytes())
     digest.update((root / "requirements.lock").read_bytes())
     return digest.hexdigest()
 

@@ -50,7 +50,6 @@ def kernel_environment(results: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "TQDM_DISABLE": "1",
         "PYTHONHASHSEED": "0",
-        "OMP_WAIT_POLICY": "PASSIVE",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "PYTHONPATH": os.pathsep.join(filter(None, paths)),

@@ -245,9 +245,10 @@ def nats_per_token(answer: Answer) -> str:
 def _targets(
     lengths: tuple[int, ...], vocabulary: int, draw: torch.Generator
 ) -> Tensor:
-    """Targets (rows, longest) without 0, -100 after the end of each row."""
+    """Targets (rows, longest), -100 after the end of each row; 0 is a token here."""
     size = (len(lengths), max(lengths))
-    targets = torch.randint(1, vocabulary, size, generator=draw)
+    targets = torch.randint(0, vocabulary, size, generator=draw)
+    targets[0, 0] = 0  # one at least, in a row that is never empty
     past = torch.arange(size[1]) >= torch.tensor(lengths)[:, None]
     return targets.masked_fill(past, IGNORED)
 
@@ -297,6 +298,11 @@ def _nats_mistakes(logits: Tensor, targets: Tensor) -> list[WrongNumber]:
         (
             nats.sum(-1).div(lengths.clamp(min=1)).mean(),
             "This is a mean of the rows' means, and a row without targets counts as 0.",
+            POOL,
+        ),
+        (
+            (every * (targets > 0)).sum() / (targets > 0).sum(),
+            "Targets of 0 are left out: token 0 is a token here, only -100 is padding.",
             POOL,
         ),
         (nats.mean(), "Padding is counted: the divisor is too large.", POOL),
@@ -454,7 +460,7 @@ def bigram_kneser_ney(answer: Answer) -> str:
     p(column | row), each row summing to 1. A row without counts gets the continuation
     shares. Oracle: the formula of Chen & Goodman (1999), entry by entry, in loops.
     """
-    for table, discount in [(_TABLE, 0.75), (_LARGER, 0.4)]:
+    for table, discount in [(_TABLE, 0.75), (_LARGER, 0.4), (_TABLE, 1.0)]:
         counts = torch.tensor(table)
         attempt = answer.on(counts=counts, discount=discount)
         expected = _kneser_ney(counts, discount)

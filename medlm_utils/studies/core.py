@@ -258,10 +258,10 @@ def _parser(name: str, about: str) -> argparse.ArgumentParser:
 @contextlib.contextmanager
 def _prepared(name: str, chosen: argparse.Namespace) -> Iterator[Study]:
     """Profile, threads and folders of a run; only one run uses a folder at a time."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch starts threads
     wanted = os.environ.get("MEDLM_PROFILE", "").strip().lower()
     profile, reason = runtime.choose_profile(wanted)
     runtime.use_all_cores()
+    runtime.keep_memory()
     path = _record_path(name, profile, chosen.tiny, chosen.out)
     _check_writable(path.parent)
     with _work_folder(name, profile, chosen) as work:

@@ -2,8 +2,11 @@
 
 Many models learn the clinic's notes, each from notes that it never sees twice. The
 clinic's entropy is known, so what is left to learn is known too: the excess over the
-floor, in nats per token. Against compute C the best of them follow excess = a C^-b, a
-straight line on logarithmic axes, and no constant has to be guessed.
+floor, in nats per token. Does the best excess follow a law of the compute C,
+excess = a C^-b, a straight line on logarithmic axes? The slope from one efficient run
+to the next says, and a last, much longer training that is left out of the fit.
+
+Every model also writes notes, of which the clinic's grammar says whether they are any.
 
 Source: chapter 2; `python -m medlm_utils.studies.lm_scaling`. The question is that of
 Kaplan et al. 2020.
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -21,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medlm_utils import clinic, runtime, text, training
+from medlm_utils import clinic, metrics, runtime, text, training
 from medlm_utils.runtime import MedlmError
-from medlm_utils.studies import core
-from medlm_utils.transformer import TransformerLM
+from medlm_utils.studies import core, lm_speed
+from medlm_utils.transformer import TransformerLM, generate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,16 +40,26 @@ class Grid:
     seeds: int
     batch: int  # notes
     test_notes: int  # fresh ones, on which all models are scored
+    long_steps: int  # of one more training of the widest model, which the law foresees
+    written: int  # notes that each model writes
     heads: int = 4
     blocks: int = 3
     longest: int = 224  # positions; a note has about 100 tokens
 
 
 GRIDS = {
-    "tiny": Grid((8, 16), (3, 6, 12), 2, 4, 20),
-    "cpu": Grid((32, 64, 96, 128), (125, 250, 500, 1000, 2000), 3, 10, 600),
-    "gpu": Grid((32, 64, 128, 256), (250, 500, 1000, 2000, 4000), 3, 32, 2000),
+    "tiny": Grid((8, 16), (3, 6, 12), 2, 4, 20, 24, 3),
+    "cpu": Grid(
+        (32, 64, 96, 128), (125, 250, 500, 1000, 2000), 3, 10, 600, 16_000, 200
+    ),
+    "gpu": Grid(
+        (32, 64, 128, 256), (250, 500, 1000, 2000, 4000), 3, 32, 2000, 32_000, 500
+    ),
 }
+
+# The law is fitted where the models know more than pairs of words: runs whose excess is
+# below this share of the floor. It was fixed before the long training was run.
+KNEE = 0.15
 
 FEWEST_PATIENTS = 5000  # whose notes show every word that the clinic uses
 TEST_SEED = 7  # of the fresh notes; training notes come from `runtime.SEED`
@@ -89,6 +103,29 @@ def efficient(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return chosen
 
 
+def past_the_knee(
+    front: Sequence[dict[str, Any]], floor: float
+) -> list[dict[str, Any]]:
+    """The runs of a front to which the law is fitted: see `KNEE`.
+
+    Where too few are left for a line, as in a tiny run, the last two of the front.
+    """
+    chosen = [run for run in front if run["excess"] < KNEE * floor]
+    return chosen if len(chosen) >= 2 else list(front[-2:])
+
+
+def law_of(runs: Sequence[dict[str, Any]]) -> Law:
+    """`fit_law` of runs."""
+    return fit_law([r["compute"] for r in runs], [r["excess"] for r in runs])
+
+
+def slopes(front: Sequence[dict[str, Any]]) -> list[float]:
+    """b between each two neighbours of a front: all alike if the law holds."""
+    logs = np.log([[run["compute"], run["excess"]] for run in front])
+    steps = np.diff(logs, axis=0)
+    return [float(b) for b in -steps[:, 1] / steps[:, 0]]
+
+
 def guessed_floor(runs: Sequence[dict[str, Any]]) -> float:
     """The constant c for which nats = c + a C^-b fits best: a floor nobody told it.
 
@@ -97,7 +134,7 @@ def guessed_floor(runs: Sequence[dict[str, Any]]) -> float:
     runs
         At least three, with ``compute`` and ``nats_per_token``.
 
-    Source: as Kaplan et al. 2020 must do where no floor is known; chapter 2.
+    Source: as Hoffmann et al. 2022 must do where no floor is known; chapter 2.
     """
     compute = np.array([run["compute"] for run in runs])
     nats = np.array([run["nats_per_token"] for run in runs])
@@ -117,7 +154,8 @@ def guessed_floor(runs: Sequence[dict[str, Any]]) -> float:
 class Notes:
     """Rows for training and test, and what the test notes' exact likelihood is."""
 
-    vocabulary: int
+    world: clinic.Clinic
+    tokenizer: text.WordTokenizer
     train: list[Tensor]
     test: list[Tensor]
     floor: np.ndarray  # (test notes,) nats of each note
@@ -127,6 +165,14 @@ class Notes:
     def floor_nats_per_token(self) -> float:
         """The exact entropy of the test notes."""
         return float(self.floor.sum()) / sum(len(row) - 1 for row in self.test)
+
+    def parses(self, row: list[int]) -> bool:
+        """Whether the clinic could have written these tokens."""
+        try:
+            self.world.parse([self.tokenizer.decode(row)])
+        except MedlmError:
+            return False
+        return True
 
 
 def draw(grid: Grid) -> Notes:
@@ -140,7 +186,7 @@ def draw(grid: Grid) -> Notes:
     """
     world = clinic.Clinic()
     # A patient has at least one note, so there are enough.
-    needed = grid.seeds * max(grid.steps) * grid.batch
+    needed = (grid.seeds * max(grid.steps) + grid.long_steps) * grid.batch
     drawn = world.draw(max(needed, FEWEST_PATIENTS), runtime.SEED).text
     fresh = world.draw(grid.test_notes, TEST_SEED)[: grid.test_notes]
     tokenizer = text.WordTokenizer.train(drawn)
@@ -153,7 +199,7 @@ def draw(grid: Grid) -> Notes:
     test = text.documents(tokenizer, fresh.text)
     bigram = text.KneserNeyBigram(train, len(tokenizer)).nats(test)
     floor = -world.log_likelihood(fresh)
-    return Notes(len(tokenizer), train, test, floor, bigram.nats_per_token)
+    return Notes(world, tokenizer, train, test, floor, bigram.nats_per_token)
 
 
 def learning_rate(d_model: int) -> float:
@@ -161,29 +207,32 @@ def learning_rate(d_model: int) -> float:
     return 4e-3 * (32 / d_model) ** 0.5
 
 
-def operations(model: TransformerLM, tokens: int) -> float:
-    """6 for each number of a matrix and token: 2 forward, 4 backward.
+def operations(grid: Grid, notes: Notes, run: dict[str, Any]) -> float:
+    """Multiplications and additions of a whole training.
 
-    The table of embeddings counts once, as the output layer that it is too; positions
-    and attention's own products, a few percent here, are left out.
-
-    Source: Kaplan et al. 2020, table 1.
+    As `lm_speed.flops_per_token` counts them, for a note of mean length.
     """
-    matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2)
-    return 6.0 * tokens * (matrices - model.positions.weight.numel())
+    width = run["d_model"]
+    size = lm_speed.Size(
+        width, grid.heads, 3 * width, grid.blocks, grid.batch, 0, 0, 0, 0, 0
+    )
+    length = round(np.mean([len(row) - 1 for row in notes.test]))
+    vocabulary = len(notes.tokenizer)
+    return run["tokens"] * lm_speed.flops_per_token(size, vocabulary, length)
 
 
 def train(
     study: core.Study, grid: Grid, notes: Notes, width: int, steps: int, seed: int
 ) -> dict[str, Any]:
-    """Train one model of the grid and score it on the fresh notes."""
+    """Train one model and score it on the fresh notes.
+
+    Seed `grid.seeds` is that of the long training: its notes lie after all others.
+    """
     torch.manual_seed(seed)
     model = TransformerLM(
-        notes.vocabulary, grid.longest, width, grid.heads, 3 * width, grid.blocks
+        len(notes.tokenizer), grid.longest, width, grid.heads, 3 * width, grid.blocks
     ).to(study.profile.device)
-    # As many notes as the training needs, other ones for each seed: none comes twice.
-    first = seed * max(grid.steps) * grid.batch
-    rows = notes.train[first : first + steps * grid.batch]
+    rows = notes.train[rows_of(grid, steps, seed)]
     history = study.fit(
         model,
         text.DocumentBatches(rows, grid.batch, seed).at,
@@ -199,11 +248,28 @@ def train(
         "parameters": sum(p.numel() for p in model.parameters()),
         "steps": steps,
         "tokens": sum(history.targets),
-        "compute": operations(model, sum(history.targets)),
         "seed": seed,
         "nats_per_token": nats.nats_per_token,
         "excess": (nats.total - float(notes.floor.sum())) / nats.tokens,
+        "written": grid.written,
+        "valid": sum(notes.parses(row) for row in write(model, grid.written)),
     }
+
+
+def rows_of(grid: Grid, steps: int, seed: int) -> slice:
+    """As many notes as a training needs, other ones for each seed: none comes twice."""
+    first = seed * max(grid.steps) * grid.batch
+    return slice(first, first + steps * grid.batch)
+
+
+def write(model: TransformerLM, count: int) -> list[list[int]]:
+    """Notes drawn from the model as it is: temperature 1, all tokens."""
+    device = next(model.parameters()).device
+    random = torch.Generator(device).manual_seed(runtime.SEED)
+    longest = model.positions.num_embeddings - 1
+    model.eval()
+    rows = generate(model, text.START, text.END, longest, generator=random, count=count)
+    return rows.tolist()
 
 
 # The study ----------------------------------------------------------------------------
@@ -216,62 +282,82 @@ def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
     make = functools.partial(train, study, grid, notes)
     settings = {"precision": study.profile.precision, "longest_run": max(grid.steps)}
     settings |= {"batch": grid.batch, "test_notes": grid.test_notes}
-    runs = study.run(
+    settings |= {"long_run": grid.long_steps, "written": grid.written}
+    chosen = list(itertools.product(grid.widths, grid.steps, range(grid.seeds)))
+    *runs, long_run = study.run(
         [
             core.Part(
-                "width-{}-steps-{}-seed-{}".format(*chosen),
-                {**settings, "chosen": chosen},
-                float(chosen[1] * (chosen[0] + 16)),
-                functools.partial(make, *chosen),
+                f"width-{width}-steps-{steps}-seed-{seed}",
+                {**settings, "chosen": [width, steps, seed]},
+                float(steps * (width + 16)),
+                functools.partial(make, width, steps, seed),
             )
-            for seed in range(grid.seeds)
-            for width in grid.widths
-            for steps in grid.steps
-            for chosen in [(width, steps, seed)]
+            for width, steps, seed in [
+                *sorted(chosen, key=lambda c: c[2]),
+                (max(grid.widths), grid.long_steps, grid.seeds),
+            ]
         ]
     )
-    return summary(grid, notes, runs)
+    return summary(grid, notes, runs, long_run)
 
 
 def summary(
-    grid: Grid, notes: Notes, runs: list[dict[str, Any]]
+    grid: Grid, notes: Notes, runs: list[dict[str, Any]], long_run: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Metrics and series of all runs."""
+    """Metrics and series of all runs; the law is fitted without the long one."""
+    floor = notes.floor_nats_per_token
+    for run in [*runs, long_run]:
+        run["compute"] = operations(grid, notes, run)
     fronts = [
         efficient([r for r in runs if r["seed"] == seed]) for seed in range(grid.seeds)
     ]
-    laws = [
-        fit_law([r["compute"] for r in f], [r["excess"] for r in f]) for f in fronts
-    ]
-    all_efficient = [r for front in fronts for r in front]
-    pooled = fit_law(
-        [r["compute"] for r in all_efficient], [r["excess"] for r in all_efficient]
-    )
+    past = [past_the_knee(front, floor) for front in fronts]
+    laws = [law_of(front) for front in past]
+    all_efficient = [r for front in past for r in front]
+    pooled = law_of(all_efficient)
     last = [min(r["excess"] for r in front) for front in fronts]
-    floor = notes.floor_nats_per_token
-    metrics = {
+    measured = {
         "floor_nats_per_token": {"value": floor, "unit": "nats/token"},
         "bigram_nats_per_token": {"value": notes.bigram, "unit": "nats/token"},
         "law_exponent": core.over_seeds([law.b for law in laws]),
-        "law_error_percent": 100 * law_error(pooled, all_efficient),
+        "law_error_where_fitted_percent": 100 * law_error(pooled, all_efficient),
         "best_excess_percent": core.over_seeds([100 * e / floor for e in last])
         | {"unit": "%"},
         "floor_guessed_by_fit": core.over_seeds([guessed_floor(f) for f in fronts])
         | {"unit": "nats/token"},
+        "long_run_excess_percent": 100 * long_run["excess"] / floor,
+        "long_run_foreseen_percent": 100 * pooled.excess(long_run["compute"]) / floor,
+        "long_run_valid_note_percent": valid_percent(long_run),
     }
     series = {
         "runs": runs,
+        "long_run": long_run,
         "efficient": [
             {"seed": r["seed"], "compute": r["compute"], "excess": r["excess"]}
-            for r in all_efficient
+            for front in fronts
+            for r in front
         ],
+        "slopes": [slopes(front) for front in fronts],
+        "knee": KNEE,
         "law": dataclasses.asdict(pooled),
         "law_of_seed": [dataclasses.asdict(law) for law in laws],
         "floor_nats_per_token": floor,
         "bigram_nats_per_token": notes.bigram,
         "test_tokens": sum(len(row) - 1 for row in notes.test),
     }
-    return metrics, series
+    return measured, series
+
+
+def valid_percent(run: dict[str, Any]) -> dict[str, Any]:
+    """Share of the written notes that are notes, with Wilson's 95% interval."""
+    share = metrics.wilson(run["valid"], run["written"])
+    return {
+        "value": 100 * share.value,
+        "low": 100 * share.low,
+        "high": 100 * share.high,
+        "n": share.n,
+        "unit": "%",
+    }
 
 
 def law_error(law: Law, runs: Sequence[dict[str, Any]]) -> float:
