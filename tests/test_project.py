@@ -20,7 +20,7 @@ from setup_env import lock_block
 
 from medlm_utils import runtime
 
-CHAPTERS = ["01_attention", "02_transformer_lm"]
+CHAPTERS = ["01_attention", "02_transformer_lm", "03_bert_finetuning"]
 NOTEBOOKS = CHAPTERS + [f"solutions/{name}" for name in CHAPTERS]
 IGNORED = {"nbval-ignore-output", "nbval-skip", "raises-exception"}
 
