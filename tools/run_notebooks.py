@@ -318,4 +318,9 @@ def check_writable(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if status == 130:  # nothing may follow, such as the last words of nbclient's tasks
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -88,10 +89,10 @@ def check_output(path: Path, inputs: Sequence[Path], force: bool, needed: int) -
         raise MedlmError(
             f"{path} is there already. Name another file, or add --force to replace it."
         )
-    part = path.with_name(path.name + ".part")
     try:
-        part.touch()
-        part.unlink()
+        # A name of its own: several processes may look at the same time.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
         free = shutil.disk_usage(path.parent).free
     except OSError as error:
         raise unwritable(path, error) from error
