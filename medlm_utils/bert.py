@@ -487,9 +487,11 @@ class Classifier(nn.Module):
         config.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
-        safetensors.torch.save_file(
-            _published_names(self), folder / "model.safetensors", {"format": "pt"}
-        )
+        weights = folder / "model.safetensors"
+        weights.touch()
+        mode = weights.stat().st_mode  # as the umask says; safetensors makes it private
+        safetensors.torch.save_file(_published_names(self), weights, {"format": "pt"})
+        weights.chmod(mode)
         about = {
             "format": _FORMAT,
             "labels": list(self.labels),
@@ -882,10 +884,10 @@ def _checked_numbers(
     labels: Sequence[int] | np.ndarray | Tensor, rows: int, classes: int | None = None
 ) -> Tensor:
     numbers = torch.as_tensor(np.asarray(labels))
-    if numbers.shape != (rows,) or numbers.is_floating_point():
+    if numbers.shape != (rows,) or not rows or numbers.is_floating_point():
         raise MedlmError(
             f"Labels of shape {tuple(numbers.shape)} and type {numbers.dtype} for "
-            f"{rows} rows; expected one whole number a row."
+            f"{rows} rows; expected one whole number a row, and at least one row."
         )
     low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or (classes is not None and high >= classes):
@@ -1103,6 +1105,9 @@ class FineTuning:
     ----------
     epochs
         Times that every text is seen.
+    looks
+        How often in an epoch, about, the validation texts are looked at, and after the
+        last step in any case. With 1 a look ends every epoch; with more it may not.
     batch
         Texts a step.
     encoder_rate, head_rate
@@ -1136,6 +1141,7 @@ class FineTuning:
     """
 
     epochs: int = 3
+    looks: int = 1
     batch: int = 16
     encoder_rate: float = 1e-4
     head_rate: float = 2e-3
@@ -1150,7 +1156,12 @@ class FineTuning:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        for name, low in (("epochs", 1), ("batch", 1), ("weight_decay", 0)):
+        for name, low in (
+            ("epochs", 1),
+            ("looks", 1),
+            ("batch", 1),
+            ("weight_decay", 0),
+        ):
             if getattr(self, name) < low:
                 raise _bad_setting(self, name, f"at least {low}")
         for name in ("encoder_rate", "head_rate"):
@@ -1165,18 +1176,70 @@ def _bad_setting(settings: FineTuning, name: str, expected: str) -> MedlmError:
     return MedlmError(f"{name} is {getattr(settings, name)}; expected {expected}.")
 
 
+def fit_head(
+    model: Classifier,
+    rows: Sequence[Tensor],
+    labels: Sequence[int] | np.ndarray | Tensor,
+    c: float = 3.0,
+    precision: str = "float32",
+) -> None:
+    """Give a new head the weights of a logistic regression on the encoder as it is.
+
+    A random head would send its first, random gradients through the encoder.
+
+    Parameters
+    ----------
+    model
+        Its head is changed, its encoder is not.
+    rows, labels
+        As in `finetune`; a label without a row gets a small bias alone.
+    c
+        How freely the regression fits: the inverse of its L2 penalty.
+    precision
+        Of the encoder, as in `training.autocast`.
+
+    Raises
+    ------
+    MedlmError
+        If labels do not fit rows or model, or all rows have the same one.
+
+    Source: Kumar et al. 2022; chapter 3.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    known = _checked_numbers(labels, len(rows), len(model.labels)).numpy()
+    if len(np.unique(known)) < 2:
+        raise MedlmError(
+            f"All {len(known)} rows have the label {model.labels[known[0]]!r}; "
+            "expected at least two different ones."
+        )
+    vectors = embed(model, rows, model.pooling, precision=precision)
+    found = LogisticRegression(C=c, max_iter=2000).fit(vectors, known)
+    weight, bias = found.coef_, found.intercept_
+    if len(found.classes_) == 2:  # scikit-learn gives the second against the first
+        weight, bias = np.vstack([-weight, weight]) / 2, np.append(-bias, bias) / 2
+    head = model.head
+    with torch.no_grad():
+        nn.init.zeros_(head.weight)
+        nn.init.constant_(head.bias, -np.log(len(rows)))
+        head.weight[found.classes_] = torch.as_tensor(weight).to(head.weight)
+        head.bias[found.classes_] = torch.as_tensor(bias).to(head.bias)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tuned:
-    """What happened in a fine-tuning, measured on validation texts after each epoch.
+    """What happened in a fine-tuning, measured at each look at the validation texts.
 
     Parameters
     ----------
     history
         Of every step.
     loss
-        Mean cross-entropy in nats a text, (epochs,).
+        Mean cross-entropy in nats a text, (looks,).
     accuracy, weighted_f1
-        Of the most probable label, (epochs,).
+        Of the most probable label, (looks,).
+    steps
+        That were done before each look, (looks,).
 
     Source: chapter 3.
     """
@@ -1185,10 +1248,11 @@ class Tuned:
     loss: tuple[float, ...]
     accuracy: tuple[float, ...]
     weighted_f1: tuple[float, ...]
+    steps: tuple[int, ...]
 
     @property
     def best(self) -> int:
-        """The epoch with the smallest loss, counted from 1."""
+        """The look with the smallest loss, counted from 1: usually, the epoch."""
         return 1 + int(np.argmin(self.loss))
 
 
@@ -1206,9 +1270,9 @@ def finetune(
     progress: bool = False,
     accelerator: Any = None,
 ) -> Tuned:
-    """Fine-tune a classifier, and leave it with the weights of its best epoch.
+    """Fine-tune a classifier, and leave it with its best weights.
 
-    The best epoch is the one with the smallest loss on the validation texts.
+    They are those of the look with the smallest loss on the validation texts.
 
     Parameters
     ----------
@@ -1252,7 +1316,7 @@ def finetune(
         batches.at,
         **_loop(settings, steps),
         evaluation=validate,
-        evaluate_every=len(batches),
+        evaluate_every=-(-len(batches) // settings.looks),
         keep_best=True,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
@@ -1264,8 +1328,12 @@ def finetune(
         progress=progress,
         accelerator=accelerator,
     )
-    names = ("loss", "accuracy", "weighted_f1")
-    return Tuned(history, *(tuple(m[n] for m in history.measures) for n in names))
+    loss, right, f1 = (
+        tuple(m[name] for m in history.measures)
+        for name in ("loss", "accuracy", "weighted_f1")
+    )
+    steps_done = tuple(step for step, _ in history.evaluations)
+    return Tuned(history, loss, right, f1, steps_done)
 
 
 def _loop(settings: FineTuning, steps: int) -> dict[str, Any]:

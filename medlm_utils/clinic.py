@@ -1008,10 +1008,11 @@ class Clinic:
 
     # Drawing and reading -------------------------------------------------------------
 
-    def draw(self, patients: int, seed: int) -> Notes:
+    def draw(self, patients: int, seed: int, first_patient: int = 0) -> Notes:
         """Notes of new patients, 1 to 3 each, the same on every platform.
 
-        Every draw numbers its patients from 0, so two draws share names, not people.
+        Two draws with different seeds share names, but never people, unless the second
+        is told to go on numbering where the first has ended.
 
         Parameters
         ----------
@@ -1019,6 +1020,8 @@ class Clinic:
             How many.
         seed
             Of the generator.
+        first_patient
+            The number in the name of the first one; nothing else depends on it.
 
         Returns
         -------
@@ -1028,9 +1031,13 @@ class Clinic:
         Raises
         ------
         MedlmError
-            If `patients` is no positive whole number, or `seed` a negative one.
+            If `patients` is no positive whole number, or another one is negative.
         """
-        for what, value, least in (("patients", patients, 1), ("seed", seed, 0)):
+        for what, value, least in (
+            ("patients", patients, 1),
+            ("seed", seed, 0),
+            ("first_patient", first_patient, 0),
+        ):
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise MedlmError(
                     f"{what} is {value!r}; expected a whole number, at least {least}."
@@ -1049,7 +1056,7 @@ class Clinic:
             sex=sex,
             bay=bay,
             vitals=vitals,
-            patient=np.array([f"{self.hospital}{number:06d}" for number in who]),
+            patient=np.array([f"{self.hospital}{first_patient + n:06d}" for n in who]),
             label=label,
             severity=severity,
             findings=findings,

@@ -13,7 +13,6 @@ Source: Devlin et al. 2019; chapter 3.
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,9 +29,9 @@ from medlm_utils.transformer import (
     Attend,
     EncoderBlock,
     LayerNorm,
+    draw_weights,
     fused_attention,
     padding_mask,
-    sinusoidal_positions,
 )
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -102,7 +101,7 @@ def mask_tokens(
 
 
 def sentence_pairs(
-    tokenizer: text.Tokenizer, texts: Sequence[str], seed: int
+    tokenizer: text.Tokenizer, texts: Sequence[str], seed: int, mixed: bool = True
 ) -> tuple[list[Tensor], Tensor]:
     """Two halves a row: of one text, or for every second text of two different ones.
 
@@ -115,6 +114,8 @@ def sentence_pairs(
         sentence between two words.
     seed
         Of the choice.
+    mixed
+        False: every text keeps its own second half.
 
     Returns
     -------
@@ -135,6 +136,8 @@ def sentence_pairs(
     rng = np.random.default_rng(seed)
     is_next = rng.integers(2, size=len(halves))
     others = rng.integers(1, len(halves), size=len(halves))  # so far away, in a circle
+    if not mixed:
+        is_next[:] = 1
     rows = []
     for row, (first, second) in enumerate(halves):
         if not is_next[row]:
@@ -277,18 +280,7 @@ class SmallEncoder(nn.Module):
 
     def initialise(self) -> None:
         """As in chapter 2: small weights, and waves for the positions."""
-        d_model = self.words.embedding_dim
-        std = 0.02 * math.sqrt(768 / d_model)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.dim() == 2:
-                adds = name.endswith(("attention.output.weight", "down.weight"))
-                scale = math.sqrt(2 * len(self.blocks)) if adds else 1.0
-                nn.init.normal_(parameter, std=std / scale)
-        waves = sinusoidal_positions(self.positions.num_embeddings, d_model)
-        with torch.no_grad():
-            self.positions.weight.copy_(math.sqrt(2) * std * waves)
+        draw_weights(self, self.positions, len(self.blocks))
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, segments: Tensor | None = None

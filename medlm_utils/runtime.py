@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import random
+import secrets
 import sys
 import tempfile
 import time
@@ -54,6 +55,7 @@ class Profile:
     bert_patients: int  # whose notes are for training and validation
     bert_test_patients: int  # drawn anew for the test
     bert_epochs: int
+    bert_looks: int  # at the validation notes, in an epoch
     bert_batch: int  # notes a step
     bert_dropout: float
     bert_explained: int  # notes that are taken apart, phrase by phrase
@@ -77,12 +79,13 @@ PROFILES = {
         lm_steps=3000,
         mlm_d_model=64,
         mlm_steps=200,
-        bert_patients=600,
+        bert_patients=1250,
         bert_test_patients=400,
-        bert_epochs=2,
-        bert_batch=8,
+        bert_epochs=1,
+        bert_looks=2,
+        bert_batch=16,
         bert_dropout=0.0,
-        bert_explained=16,
+        bert_explained=18,
     ),
     "gpu": Profile(
         name="gpu",
@@ -103,6 +106,7 @@ PROFILES = {
         bert_patients=20_000,
         bert_test_patients=2000,
         bert_epochs=3,
+        bert_looks=1,
         bert_batch=32,
         bert_dropout=0.1,
         bert_explained=100,
@@ -479,19 +483,47 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
+        # A name of its own, as other processes may write too; and not of `tempfile`,
+        # whose files nobody else may read.
+        part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with part.open("x", encoding="utf-8") as file:
                 file.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+            os.replace(part, path)
         except BaseException:
-            os.unlink(name)
+            part.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise MedlmError(
             f"Cannot write {path}: {error.strerror}. Expected a folder with free space "
             "that you may write; set MEDLM_RESULTS_DIR to one."
+        ) from error
+
+
+def check_writable(folder: Path, advice: str) -> None:
+    """Refuse at the start what would fail only at the end; makes the folder.
+
+    Parameters
+    ----------
+    folder
+        Into which something will be written.
+    advice
+        What to do where that cannot be, the end of the error's last sentence.
+
+    Raises
+    ------
+    MedlmError
+        If the folder cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Without a name: several processes may look at the same time.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise MedlmError(
+            f"Cannot write into {folder}: {error.strerror}. Expected a folder with "
+            f"free space that you may write; {advice}."
         ) from error
 
 

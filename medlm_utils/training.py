@@ -291,25 +291,6 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype)
 
 
-def join_processes() -> Any:
-    """The processes that train together, as an accelerator; None for one on its own.
-
-    Returns
-    -------
-    accelerate.Accelerator or None
-        For `fit`, in each process that ``accelerate launch`` or ``torchrun`` started
-        with others.
-
-    Source: chapter 3.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    from accelerate import Accelerator
-
-    # Without a GPU it has to be told, or each process would train on its own.
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-
-
 def device_of(model: nn.Module) -> torch.device:
     """Where the parameters of a model are."""
     return next(model.parameters()).device
@@ -429,8 +410,8 @@ def fit(
     progress
         True: show a bar.
     accelerator
-        An `accelerate.Accelerator`, in every process that takes part, such as that of
-        `join_processes`. It chooses the device; `precision` still the precision.
+        An `accelerate.Accelerator`, in every process that takes part. It chooses the
+        device; `precision` still the precision.
 
     Returns
     -------

@@ -477,6 +477,40 @@ class EncoderDecoder(nn.Module):
         return written[:, 1:]
 
 
+def draw_weights(model: nn.Module, positions: nn.Embedding, blocks: int) -> None:
+    """Draw the weights as GPT-2 does: small, and smaller on the way to the sum.
+
+    Their standard deviation is GPT-2's 0.02 at its width, 768, and scaled to ours: what
+    a map puts out then has the same size at every width. Every block adds twice to what
+    flows through, so what it adds is divided by sqrt(2 blocks): the sum then keeps its
+    size however many blocks there are. Positions begin as the sines and cosines of
+    chapter 1, as large as the words, and are learned from there: neighbours are alike
+    from the first step.
+
+    Parameters
+    ----------
+    model
+        Its biases become 0, its matrices are drawn; gains stay as they are.
+    positions
+        The model's table of positions, as wide as a token.
+    blocks
+        How many `EncoderBlock` it has.
+
+    Source: Radford et al. 2019; chapter 2.
+    """
+    std = 0.02 * math.sqrt(768 / positions.embedding_dim)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.dim() == 2:
+            adds = name.endswith(("attention.output.weight", "down.weight"))
+            scale = math.sqrt(2 * blocks) if adds else 1.0
+            nn.init.normal_(parameter, std=std / scale)
+    waves = sinusoidal_positions(positions.num_embeddings, positions.embedding_dim)
+    with torch.no_grad():  # a sine has a mean square of 1/2
+        positions.weight.copy_(math.sqrt(2) * std * waves)
+
+
 class TransformerLM(nn.Module):
     """A language model: what comes next, for every token, from what stands before it.
 
@@ -525,26 +559,8 @@ class TransformerLM(nn.Module):
         self.initialise()
 
     def initialise(self) -> None:
-        """Draw the weights as GPT-2 does: small, and smaller on the way to the sum.
-
-        Their standard deviation is GPT-2's 0.02 at its width, 768, and scaled to ours:
-        what a map puts out then has the same size at every width. Every block adds
-        twice to what flows through, so what it adds is divided by sqrt(2 blocks): the
-        sum then keeps its size however many blocks there are. Positions begin as the
-        sines and cosines of chapter 1, as large as the words, and are learned from
-        there: neighbours are alike from the first step.
-        """
-        std = 0.02 * math.sqrt(768 / self.embedding.embedding_dim)
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                nn.init.zeros_(parameter)
-            elif parameter.dim() == 2:
-                adds = name.endswith(("attention.output.weight", "down.weight"))
-                scale = math.sqrt(2 * len(self.blocks)) if adds else 1.0
-                nn.init.normal_(parameter, std=std / scale)
-        waves = sinusoidal_positions(self.longest, self.embedding.embedding_dim)
-        with torch.no_grad():  # a sine has a mean square of 1/2
-            self.positions.weight.copy_(math.sqrt(2) * std * waves)
+        """Draw the weights, as `draw_weights` does."""
+        draw_weights(self, self.positions, len(self.blocks))
 
     @property
     def longest(self) -> int:

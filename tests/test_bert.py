@@ -1,6 +1,7 @@
 """bert.py: our modules, classifier and loop against those of transformers."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -417,6 +418,19 @@ class TestFolders:
         model.save(folder / "new")
         assert bert.load_classifier(folder / "new")
 
+    @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+    def test_it_may_be_read_by_whom_the_umask_says(self, model, tmp_path, umask):
+        before = os.umask(umask)
+        try:
+            model.save(tmp_path / "saved")
+        finally:
+            os.umask(before)
+        modes = {
+            f.name: f.stat().st_mode & 0o777 for f in (tmp_path / "saved").iterdir()
+        }
+        assert "model.safetensors" in modes
+        assert set(modes.values()) == {0o666 & ~umask}
+
     def test_writing_that_fails_leaves_the_old_one(self, model, folder, monkeypatch):
         before = {f.name: f.read_bytes() for f in folder.iterdir()}
 
@@ -689,6 +703,104 @@ def tune(model=None, seed=1, val_seed=2, **changes):
     return model, bert.finetune(model, *texts, settings, **given)
 
 
+def regression(model, rows, labels, c=3.0):
+    """scikit-learn's own answers on the vectors of the encoder: (rows, labels seen)."""
+    from sklearn.linear_model import LogisticRegression
+
+    vectors = bert.embed(model, rows, model.pooling)
+    fitted = LogisticRegression(C=c, max_iter=2000).fit(vectors, labels)
+    return fitted.predict_proba(vectors)
+
+
+def answers(model, rows):
+    logits = torch.tensor(bert.predict_logits(model, rows))
+    return logits.double().softmax(1).numpy()
+
+
+class TestFitHead:
+    @pytest.mark.parametrize("pooling", bert.POOLINGS)
+    @pytest.mark.parametrize("names", [LABELS, LABELS[:2]])
+    def test_its_answers_are_those_of_the_regression(self, pooling, names):
+        rows, labels = labelled(60, 1)
+        labels = [min(label, len(names) - 1) for label in labels]
+        model = classifier(labels=names, pooling=pooling)
+        before = weights_of(model)
+        bert.fit_head(model, rows, labels)
+        expected = regression(model, rows, labels)
+        assert answers(model, rows) == pytest.approx(expected, abs=1e-4)
+        for name, weight in weights_of(model).items():
+            of_head = name.startswith("head.")
+            assert torch.equal(weight, before[name]) != of_head, name
+
+    def test_dropout_does_not_disturb_it(self):
+        rows, labels = labelled(40, 1)
+        model = classifier()
+        bert.set_dropout(model, 0.5)
+        bert.fit_head(model.train(), rows, labels)
+        expected = regression(model, rows, labels)
+        assert answers(model, rows) == pytest.approx(expected, abs=1e-4)
+
+    def test_the_penalty_is_the_callers(self):
+        rows, labels = labelled(40, 1)
+        model = classifier()
+        bert.fit_head(model, rows, labels, c=0.01)
+        expected = regression(model, rows, labels, c=0.01)
+        assert answers(model, rows) == pytest.approx(expected, abs=1e-4)
+
+    @pytest.mark.parametrize("seen", [(0, 2), (3, 1), (0, 1, 3)])
+    def test_a_label_without_a_row_is_never_the_answer(self, seen):
+        rows, numbers = labelled(60, 1)
+        labels = [seen[number % len(seen)] for number in numbers]
+        model = classifier(labels=["a", "b", "c", "d"])
+        bert.fit_head(model, rows, labels)
+        missing = sorted({0, 1, 2, 3} - set(seen))
+        assert (model.head.weight[missing] == 0).all()
+        assert model.head.bias[missing].tolist() == pytest.approx(
+            len(missing) * [-np.log(60)]
+        )
+        found = answers(model, rows)
+        assert not np.isin(found.argmax(1), missing).any()
+        among = found[:, sorted(seen)]
+        among /= among.sum(axis=1, keepdims=True)
+        assert among == pytest.approx(regression(model, rows, labels), abs=1e-4)
+
+    def test_one_label_alone_is_refused(self):
+        rows, _ = labelled(9, 1)
+        model = classifier()
+        before = weights_of(model)
+        with pytest.raises(MedlmError, match=r"All 9 rows have the label 'cold'; exp"):
+            bert.fit_head(model, rows, [1] * 9)
+        assert_same(weights_of(model), before)
+
+    def test_labels_that_do_not_fit(self):
+        rows, labels = labelled(9, 1)
+        with pytest.raises(MedlmError, match="from 0 to 3; expected numbers 0 to 2"):
+            bert.fit_head(classifier(), rows, [0, 3, *labels[2:]])
+        with pytest.raises(MedlmError, match="for 9 rows; expected one whole number"):
+            bert.fit_head(classifier(), rows, labels[1:])
+
+    def test_fine_tuning_goes_on_from_it(self):
+        rows, labels = labelled(160, 1)
+        model = classifier()
+        bert.fit_head(model, rows, labels)
+        fitted = weights_of(model)
+        start = answers(model, rows)[np.arange(160), labels]
+        _, tuned = tune(model, epochs=2, dropout=0.0)
+        assert tuned.history.loss[0] == pytest.approx(
+            -np.log(start[first_batch(rows, labels)]).mean(), rel=1e-4
+        )
+        assert not torch.equal(model.head.weight, fitted["head.weight"])
+        assert model.head.weight.requires_grad
+
+
+def first_batch(rows, labels):
+    """Which rows the first step of `tune` sees."""
+    batches = bert.LabelledBatches(rows, labels, FAST["batch"], seed=0)
+    ids, mask, _ = batches.at(0)
+    seen = [one[: int(n)].tolist() for one, n in zip(ids, mask.sum(1), strict=True)]
+    return [next(i for i, r in enumerate(rows) if r.tolist() == one) for one in seen]
+
+
 class TestFinetune:
     def test_it_learns(self):
         model, tuned = tune(epochs=12)
@@ -710,6 +822,33 @@ class TestFinetune:
         found = bert._measures(bert.predict_logits(model, other), truth)
         assert found["loss"] == pytest.approx(min(tuned.loss), rel=1e-6)
         assert found["accuracy"] == tuned.accuracy[tuned.best - 1]
+
+    @pytest.mark.parametrize(
+        ("looks", "steps"),
+        [
+            (1, [20, 40]),
+            (4, [5, 10, 15, 20, 25, 30, 35, 40]),
+            (3, [7, 14, 21, 28, 35, 40]),
+            (30, list(range(1, 41))),
+        ],
+    )
+    def test_looks_come_at_equal_distances_and_at_the_end(self, looks, steps):
+        model, tuned = tune(epochs=2, looks=looks, dropout=0.3)
+        assert list(tuned.steps) == steps
+        measured = (tuned.loss, tuned.accuracy, tuned.weighted_f1)
+        assert {len(values) for values in measured} == {len(steps)}
+        found = bert.predict_logits(model, labelled(30, 2)[0])
+        best = bert._measures(found, np.array(labelled(30, 2)[1]))["loss"]
+        assert best == pytest.approx(min(tuned.loss), rel=1e-6)
+        # Looking changes nothing: at the same step the same is seen.
+        usual = tune(epochs=2, dropout=0.3)[1]
+        assert tuned.history.loss == usual.history.loss
+        assert usual.steps == (20, 40)
+        seen = dict(zip(tuned.steps, tuned.loss, strict=True))
+        assert all(
+            seen.get(step, loss) == loss
+            for step, loss in zip(usual.steps, usual.loss, strict=True)
+        )
 
     def test_measures_are_those_of_scikit_learn(self):
         from sklearn.metrics import f1_score, log_loss
@@ -781,6 +920,7 @@ class TestFinetune:
         "wrong",
         [
             {"epochs": 0},
+            {"looks": 0},
             {"batch": 0},
             {"encoder_rate": 0},
             {"head_rate": -1},

@@ -558,7 +558,7 @@ WRONG = {
             "after the warm-up is wrong. Step 5: expected 0.5, came 0.3.",
         ),
         (by_min, "raised ZeroDivisionError"),
-        (lambda *inputs: [0.1], "Expected one number, came an object of type list"),
+        (lambda *inputs: [0.1, 0.2], "Expected one number, came a list of 2"),
     ],
     "chances": [
         (lambda x, t, k: (hidden(x, k) * t).softmax(-1), "multiplied by the temp"),
@@ -686,29 +686,6 @@ def test_every_exercise_has_cases():
     assert all(len(wrong) >= 2 for wrong in WRONG.values())
 
 
-@pytest.mark.parametrize("name", CHECKERS)
-@pytest.mark.parametrize("returned", [None, ...])
-def test_a_stub_is_unanswered(name, returned):
-    result = check(name, lambda *inputs: returned)
-    assert result.status == "not answered yet"
-    with pytest.raises(core.NotPassedError, match="not answered yet"):
-        result.require()
-
-
-@pytest.mark.parametrize("name", CHECKERS)
-@pytest.mark.parametrize("answer", [None, ...])
-def test_no_function_is_unanswered(name, answer):
-    assert check(name, answer).status == "not answered yet"
-
-
-@pytest.mark.parametrize("name", CHECKERS)
-def test_the_solution_passes(name):
-    result = check(name, solution(name))
-    assert result.passed, result.message
-    assert result.require() is result
-    assert "Note:" not in result.message
-
-
 @pytest.mark.parametrize("name, answer", flat(RIGHT))
 def test_other_right_answers_pass(name, answer):
     result = check(name, answer)
@@ -724,17 +701,6 @@ def test_a_wrong_answer_is_told_its_mistake(name, case):
     assert any(wanted in said for wanted in words.split("|")), result.message
 
 
-@pytest.mark.parametrize("name", CHECKERS)
-def test_an_answer_that_raises_is_reported(name):
-    def answer(*inputs):
-        raise KeyError("no such key <f at 0x7f0011223344>\nsecond line")
-
-    result = check(name, answer)
-    words = " ".join(result.message.split())
-    assert "Your function raised KeyError: " in words and "Inputs: " in words
-    assert "0x" not in words and result.status == "not right yet"
-
-
 def test_the_message_is_printed_short_and_the_same_each_time(capsys):
     for name, cases in WRONG.items():
         for answer, _ in cases:
@@ -746,33 +712,6 @@ def test_the_message_is_printed_short_and_the_same_each_time(capsys):
             assert printed == f"{first.message}\n{first.message}\n"
             assert max(map(len, printed.splitlines())) <= core.WIDTH
             assert len(first.message.splitlines()) <= 10
-
-
-def test_another_default_type_changes_nothing():
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert all(check(name, solution(name)).passed for name in CHECKERS)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-def test_the_summary_counts_in_order(monkeypatch, capsys):
-    monkeypatch.setattr(lm.TALLY, "results", dict.fromkeys(CHECKERS))
-    lm.summary()
-    first, *rest = capsys.readouterr().out.splitlines()
-    assert first == "0 of 7 answered"
-    assert [line.split()[1].rstrip(":") for line in rest] == CHECKERS
-    lm.shift(lambda b: (b, b))
-    lm.exposure(solution("exposure"))
-    capsys.readouterr()
-    lm.summary()
-    assert capsys.readouterr().out.startswith("1 of 7 answered (2 attempted)")
-
-
-def test_checkers_say_what_they_are():
-    for name in CHECKERS:
-        checker = getattr(lm, name)
-        assert checker.__name__ == name and f"`{name}(" in checker.__doc__
 
 
 # The oracles against others

@@ -809,6 +809,16 @@ def test_the_same_seed_gives_the_same_notes_on_every_platform(hospital):
     assert (hospital.draw(200, 2018).text[:200] != texts).mean() > 0.99
 
 
+def test_going_on_with_the_numbers_changes_the_names_alone(hospital):
+    first, other = hospital.draw(30, 5), hospital.draw(30, 5, first_patient=30)
+    assert (hospital.draw(30, 5, first_patient=0).patient == first.patient).all()
+    names = [f"A{number:06d}" for number in range(60)]
+    assert list(dict.fromkeys([*first.patient, *other.patient])) == names
+    for field in dataclasses.fields(first):
+        same = getattr(first, field.name) == getattr(other, field.name)
+        assert np.all(same) == (field.name != "patient"), field.name
+
+
 @pytest.mark.slow
 def test_50_000_notes_with_their_posteriors_take_less_than_20_seconds():
     started = time.monotonic()
@@ -1016,6 +1026,8 @@ def test_words_with_two_readings_are_refused(change, said):
         (lambda: Clinic().draw(0, 1), "patients is 0; expected a whole number"),
         (lambda: Clinic().draw(2.5, 1), "patients is 2.5; expected a whole number"),
         (lambda: Clinic().draw(1, -1), "seed is -1; expected a whole number"),
+        (lambda: Clinic().draw(1, 1, -1), "first_patient is -1; expected a whole"),
+        (lambda: Clinic().draw(1, 1, 0.5), "first_patient is 0.5; expected a whole"),
         (lambda: Clinic().parse(GOOD), "expected a list of texts"),
     ],
 )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from medlm_utils import pretraining, text, training
 from medlm_utils.pretraining import MaskedBatches, MaskedLM, SmallClassifier
 from medlm_utils.runtime import MedlmError
-from medlm_utils.transformer import attention
+from medlm_utils.transformer import TransformerLM, attention
 
 WORDS = 30  # of the vocabulary, four specials included
 TEXTS = [
@@ -136,6 +136,13 @@ class TestPairs:
         others = [n for (place, whose), n in seen.items() if place != whose]
         assert len(others) == 12 and stats.chisquare(others).pvalue > 1e-3
 
+    def test_not_mixed_every_text_keeps_its_own(self, tokenizer):
+        rows, is_next = pretraining.sentence_pairs(tokenizer, TEXTS, 3, mixed=False)
+        for row, one in zip(rows, TEXTS, strict=True):
+            first, second = map(tokenizer.encode, pretraining._halves(0, one))
+            assert row.tolist() == [2, *first, 3, *second, 3]
+        assert is_next.tolist() == [1, 1, 1, 1]
+
     def test_the_seed_decides(self, tokenizer):
         def pairs(seed):
             rows, is_next = pretraining.sentence_pairs(tokenizer, TEXTS, seed)
@@ -194,6 +201,17 @@ class TestBatches:
 
 
 class TestModel:
+    def test_its_weights_begin_as_those_of_the_language_model(self):
+        sizes = {"longest": 20, "d_model": 48, "heads": 2, "d_ff": 96, "blocks": 8}
+        ours, other = encoder(**sizes), TransformerLM(vocabulary=WORDS, **sizes)
+        assert torch.equal(ours.positions.weight, other.positions.weight)
+        for (name, weight), of_other in zip(
+            ours.blocks.named_parameters(), other.blocks.parameters(), strict=True
+        ):
+            expected = float(of_other.detach().std()) if of_other.dim() == 2 else 0.0
+            assert float(weight.detach().std()) == pytest.approx(expected, rel=0.15)
+            assert name.endswith("gain") == bool(weight.dim() == 1 and weight.all())
+
     def test_padding_changes_nothing(self):
         model = MaskedLM(encoder(), pairs=True).eval()
         rows = rows_of(6)

@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import platform
 import random
 import re
+import stat
 import subprocess
 import sys
 
@@ -91,17 +93,34 @@ class TestSetup:
         runtime.seed_everything(1)
         assert draw() == first
 
-    def test_waiting_threads_do_not_spin(self):
+    @pytest.mark.parametrize(
+        "starts",
+        [
+            "from medlm_utils import runtime; runtime.setup('x')",
+            "import medlm_utils.studies",
+        ],
+    )
+    def test_waiting_threads_do_not_spin(self, starts):
         code = (
-            "import os; from medlm_utils import runtime; runtime.setup('x');"
-            "import torch;"
-            "print(os.environ['GOMP_SPINCOUNT'], torch.get_num_threads())"
+            f"import os, sys; {starts};"
+            "print('torch' in sys.modules, os.environ['GOMP_SPINCOUNT'])"
         )
         env = {"PATH": "", "HOME": "", "MEDLM_PROFILE": "cpu"}
         done = subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True
         )
-        assert done.stdout.split()[-2:] == [runtime.SPIN, str(runtime.cores())], done
+        assert done.stdout.split()[-1] == runtime.SPIN, done
+        assert "setup" in starts or done.stdout.split()[-2] == "False"
+
+    def test_all_cores_are_used(self, monkeypatch):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(1)
+            runtime.use_all_cores()
+            assert torch.get_num_threads() == runtime.cores()
+        finally:
+            torch.set_num_threads(before)
 
 
 class TestMemory:
@@ -234,6 +253,23 @@ class TestRecord:
             runtime.write_json(path, {"new": 2})
         assert [file.name for file in tmp_path.iterdir()] == ["some.json"]
         assert json.loads(path.read_text()) == {"old": 1}
+
+    @pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+    def test_a_record_may_be_read_by_whom_the_umask_says(self, umask, tmp_path):
+        before = os.umask(umask)
+        try:
+            runtime.write_json(tmp_path / "some.json", {"a": 1})
+        finally:
+            os.umask(before)
+        mode = (tmp_path / "some.json").stat().st_mode
+        assert stat.S_IMODE(mode) == 0o666 & ~umask
+
+    def test_a_folder_is_tried_before_the_work(self, tmp_path):
+        runtime.check_writable(tmp_path / "new" / "one", "name another")
+        assert list((tmp_path / "new" / "one").iterdir()) == []
+        (tmp_path / "file").write_text("")
+        with pytest.raises(MedlmError, match=r"Cannot write into .*write; go away\.$"):
+            runtime.check_writable(tmp_path / "file", "go away")
 
     def test_without_the_variable_nothing_tracked_is_written(self, monkeypatch):
         monkeypatch.delenv("MEDLM_RESULTS_DIR")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +18,37 @@ from torch.nn import functional as F
 
 from medlm_utils import data, runtime, text, training
 from medlm_utils.runtime import MedlmError
-from medlm_utils.studies import core, lm_scaling, lm_speed, wikitext2
+from medlm_utils.studies import (
+    bert_learning_curve,
+    bert_seeds,
+    bert_speed,
+    bert_trainer_agreement,
+    core,
+    lm_scaling,
+    lm_speed,
+    nsp_ablation,
+    ohsumed,
+    wikitext2,
+)
 from medlm_utils.transformer import TransformerLM
 
-STUDIES = {"lm_speed": lm_speed, "lm_scaling": lm_scaling, "wikitext2": wikitext2}
+STUDIES = {
+    "lm_speed": lm_speed,
+    "lm_scaling": lm_scaling,
+    "wikitext2": wikitext2,
+    "bert_seeds": bert_seeds,
+    "bert_trainer_agreement": bert_trainer_agreement,
+    "bert_speed": bert_speed,
+    "nsp_ablation": nsp_ablation,
+    "ohsumed": ohsumed,
+    "bert_learning_curve": bert_learning_curve,
+}
+SHARED = {"core", "clinic_runs"}  # what studies have in common
 HAS_TRAINER = importlib.util.find_spec("accelerate") is not None
 needs_trainer = pytest.mark.skipif(
     not HAS_TRAINER, reason="the HF Trainer needs accelerate, which is not installed"
 )
+# Those of chapter 2; those of chapter 3 have files of their own.
 EACH = [
     pytest.param("lm_speed", marks=needs_trainer),
     "lm_scaling",
@@ -245,6 +269,10 @@ class TestCore:
 
 
 class TestCommand:
+    def test_no_study_is_forgotten(self):
+        files = Path(core.__file__).parent.glob("[a-z]*.py")
+        assert {file.stem for file in files} == {*STUDIES, *SHARED}
+
     @pytest.mark.parametrize("name", STUDIES)
     def test_unknown_options(self, name, capsys):
         with pytest.raises(SystemExit) as left:

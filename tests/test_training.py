@@ -671,11 +671,11 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import {module}
-from medlm_utils import training
+from medlm_utils.cli import processes
 
-accelerator = training.join_processes()
-{module}.run_of_a_team(Path({folder!r}), accelerator)
-accelerator.end_training()
+team = processes.Team()
+{module}.run_of_a_team(Path({folder!r}), team.accelerator)
+team.leave()
 """
 
 
@@ -743,6 +743,7 @@ def launch(folder, module="test_training"):
     ]
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "",
+        "MEDLM_PROFILE": "cpu",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     done = subprocess.run(
@@ -814,11 +815,6 @@ class TestTeam:
                 checkpoint=team / "run-2",
                 resume=True,
             )
-
-
-def test_one_process_joins_nobody(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert training.join_processes() is None
 
 
 def test_an_accelerator_that_cuts_the_model_is_refused(batches):

@@ -27,6 +27,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from notebook_inputs import ROOT, inputs_hash, is_fresh, read_notebook, stored_hash
 
+from medlm_utils import runtime
+
 NOTEBOOKS = ROOT / "notebooks"
 EXECUTED = ROOT / "_build" / "executed"
 KERNEL_LOG = ROOT / "_build" / "kernel.log"
@@ -307,14 +309,9 @@ def main() -> int:
 def check_writable(folder: Path) -> None:
     """Stop before the first minute of work, not after it, when nothing can be kept."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SystemExit(
-            f"Cannot write into {folder}: {error.strerror}. Expected a folder with "
-            "free space that you may write; remove what stands in its place."
-        ) from error
+        runtime.check_writable(folder, "remove what stands in its place")
+    except runtime.MedlmError as error:
+        raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ on the same inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from medlm_utils.checks.core import Answer, Attempt, Mistake, Tally, generator, kind
+from medlm_utils.checks.core import (
+    Answer,
+    Attempt,
+    Mistake,
+    Tally,
+    WrongNumber,
+    as_tensor,
+    generator,
+    one_number,
+    same,
+    shown,
+    sized,
+)
 from medlm_utils.text import IGNORED
 
 TALLY = Tally("Fine-tuning BERT")
+_FIVE_SIGMA = 5.0  # the room that answers which draw have, in standard errors
 
 
 def summary() -> None:
@@ -30,49 +43,15 @@ def summary() -> None:
 
 # What answers may be -----------------------------------------------------------------
 
-# A known wrong number, or pair of numbers; the mistake in one sentence; where to look.
-WrongNumber = tuple[float, str, str]
 Numbers = tuple[float, float]
+# A known wrong pair of numbers; the mistake in one sentence; where to look.
 WrongPair = tuple[Numbers, str, str]
-
-
-def _as_tensor(value: Any) -> Tensor | None:
-    """A tensor, an array or nested lists of them as a tensor; None for other things."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
-        parts = [_as_tensor(part) for part in value]
-        if any(p is None or p.shape != parts[0].shape for p in parts):  # type: ignore[union-attr]
-            return None
-        return torch.stack(parts)  # type: ignore[arg-type]
-    try:
-        return torch.as_tensor(np.asarray(value))
-    except (TypeError, ValueError):
-        return None
 
 
 def _tensor(attempt: Attempt) -> Attempt:
     """The attempt with its value as a tensor, where it can be one."""
-    value = _as_tensor(attempt.value)
+    value = as_tensor(attempt.value)
     return attempt if value is None else Attempt(value, attempt.inputs)
-
-
-def _one_number(value: Any) -> float | None:
-    """One number, however it is wrapped; None for anything else."""
-    tensor = _as_tensor(value)
-    if tensor is None or tensor.numel() != 1:
-        return None
-    if tensor.dtype == torch.bool or tensor.is_complex():
-        return None
-    return float(tensor)
-
-
-def _number(attempt: Attempt) -> float:
-    """The value as a float; fails unless it is one number."""
-    number = _one_number(attempt.value)
-    if number is None:
-        attempt.fail(f"Expected one number, came {_came(attempt.value)}.")
-    return number
 
 
 def _two(attempt: Attempt, what: str) -> tuple[Any, Any]:
@@ -80,7 +59,7 @@ def _two(attempt: Attempt, what: str) -> tuple[Any, Any]:
     value = attempt.value
     array = isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0
     if not (array or isinstance(value, (tuple, list))):
-        attempt.fail(f"Expected a pair, {what}, came {_came(value)}.")
+        attempt.fail(f"Expected a pair, {what}, came {sized(value)}.")
     if len(value) != 2:
         attempt.fail(f"Expected a pair, {what}, came {len(value)} values.")
     return value[0], value[1]
@@ -89,41 +68,11 @@ def _two(attempt: Attempt, what: str) -> tuple[Any, Any]:
 def _two_numbers(attempt: Attempt, what: str) -> Numbers:
     """The value as two floats; fails unless it is a pair of numbers."""
     parts = _two(attempt, what)
-    numbers = [_one_number(part) for part in parts]
+    numbers = [one_number(part) for part in parts]
     for part, number in zip(parts, numbers, strict=True):
         if number is None:
-            attempt.fail(f"Expected two numbers, {what}; one is {_came(part)}.")
+            attempt.fail(f"Expected two numbers, {what}; one is {sized(part)}.")
     return numbers[0], numbers[1]  # type: ignore[return-value]
-
-
-def _came(value: Any) -> str:
-    """As `core.kind`, and the shape of an array."""
-    if isinstance(value, np.ndarray):
-        return f"an array of shape {value.shape}"
-    if isinstance(value, (list, tuple)):
-        return f"a {type(value).__name__} of {len(value)}"
-    return kind(value)
-
-
-def _same(came: float, expected: float, tolerance: float = 1e-4) -> bool:
-    return math.isclose(came, expected, rel_tol=tolerance, abs_tol=1e-6)
-
-
-def _equals(attempt: Attempt, expected: float, mistakes: list[WrongNumber]) -> None:
-    """Compare one number with the right one, then with known mistakes."""
-    came = _number(attempt)
-    if _same(came, expected):
-        return
-    told = f"Expected {_shown(expected)}, came {_shown(came)}."
-    for value, says, look in mistakes:
-        if _same(came, value):
-            attempt.fail(f"{says} {told}", look)
-    attempt.fail(f"The value is wrong. {told}")
-
-
-def _shown(value: float) -> str:
-    """Four digits: mistakes here are often small."""
-    return f"{value:.4g}"
 
 
 def _both_shown(pair: Numbers) -> str:
@@ -153,7 +102,7 @@ def predictive_value(answer: Answer) -> str:
             sensitivity=sensitivity, specificity=specificity, prevalence=prevalence
         )
         ill, healthy = _positives(*given)
-        _equals(attempt, ill / (ill + healthy), _predictive_mistakes(*given))
+        attempt.equals_number(ill / (ill + healthy), _predictive_mistakes(*given))
     return "values for four tests, from 1 ill of 10,000 to 4 of 10."
 
 
@@ -327,11 +276,13 @@ def _pool_mistakes(states: Tensor, attention_mask: Tensor) -> list[Mistake]:
 # 3. Pooled F1 ------------------------------------------------------------------------
 
 ONE_TABLE = "Count true positives, false positives and misses over all batches first."
-# Predicted and true classes, batch by batch; the third has no row of class 1 at all.
+# Predicted and true classes, batch by batch; two have no row truly of class 1, and in
+# one of these the model says 1.
 _BATCHES = [
     ("11010010", "10011010"),
     ("00100000", "01100001"),
     ("00000000", "00000000"),
+    ("01001", "00000"),
     ("101", "111"),
 ]
 _EVEN = [("1100", "1010"), ("0111", "1011"), ("1000", "0001")]
@@ -361,8 +312,8 @@ def pooled_f1(answer: Answer) -> str:
         ((predicted, true),) = _batches([joined])  # type: ignore[list-item]
         hits, false, missed, _ = _counts(predicted, true)
         expected = float(2 * hits / (2 * hits + false + missed))
-        if hits or _same(_number(attempt), 0.0):
-            _equals(attempt, expected, _f1_mistakes(_batches(table)))
+        if hits or same(attempt.number(), 0.0):
+            attempt.equals_number(expected, _f1_mistakes(_batches(table)))
         else:
             _fail_silent(attempt)
     return "values for two lists of batches, and a model that never says 1."
@@ -384,10 +335,10 @@ def _counts(predicted: Tensor, true: Tensor) -> tuple[Tensor, ...]:
 
 
 def _fail_silent(attempt: Attempt) -> None:
-    came = _number(attempt)
+    came = attempt.number()
     attempt.fail(
         "Where the model never says 1, F1 is 0: precision is 0 / 0 there. "
-        f"Expected 0, came {_shown(came)}.",
+        f"Expected 0, came {shown(came)}.",
         "2 * hits / (predicted + true) needs no precision.",
     )
 
@@ -395,13 +346,18 @@ def _fail_silent(attempt: Attempt) -> None:
 def _f1_mistakes(batches: _Batches) -> list[WrongNumber]:
     """Wrong values, those of means over batches first."""
     tables = torch.stack([torch.stack(_counts(*batch)) for batch in batches])
-    return [*_mean_f1(tables), *_other_scores(*tables.sum(0)), *_single_f1(tables)]
+    return [
+        *_mean_f1(tables),
+        *_other_scores(*tables.sum(0)),
+        *_single_f1(tables),
+        _without_healthy_batches(tables),
+    ]
 
 
 def _mean_f1(tables: Tensor) -> list[WrongNumber]:
     """Means over batches; `tables` (batches, 4), counts as `_counts` gives them."""
     hits, false, missed, _ = tables.T
-    each, sizes, ill = 2 * hits / (2 * hits + false + missed), tables.sum(1), tables.T
+    each, sizes = 2 * hits / (2 * hits + false + missed), tables.sum(1)
     ill = hits + missed
     precision, recall = hits / (hits + false), hits / ill
     mean = "This is a mean of the batches' F1"
@@ -409,7 +365,9 @@ def _mean_f1(tables: Tensor) -> list[WrongNumber]:
     values = [
         (each.nan_to_num(0).mean(), f"{mean}; {undefined}, and counts as 0."),
         (each.nan_to_num(1).mean(), f"{mean}; {undefined}, and counts as 1."),
+        (each.where(ill > 0, 1.0).mean(), f"{mean}; {undefined}, and counts as 1."),
         (each.nanmean(), f"{mean}, and {undefined}."),
+        (each[ill > 0].mean(), f"{mean}, and {undefined}."),
         (
             (each.nan_to_num(0) * sizes).sum() / sizes.sum(),
             f"{mean}, weighted by their rows: F1 is no mean over rows.",
@@ -467,6 +425,17 @@ def _single_f1(tables: Tensor) -> list[WrongNumber]:
     return wrong
 
 
+def _without_healthy_batches(tables: Tensor) -> WrongNumber:
+    """The F1 over all rows of the batches that have a row of class 1."""
+    kept = tables[tables[:, 0] + tables[:, 2] > 0]
+    hits, false, missed, _ = kept.sum(0)
+    return (
+        float(2 * hits / (2 * hits + false + missed)),
+        "Batches without class 1 are left out, and their false alarms with them.",
+        ONE_TABLE,
+    )
+
+
 # 4. Splitting by patient -------------------------------------------------------------
 
 BY_PATIENT = "Draw from patients.unique(), then take the rows of those who were drawn."
@@ -478,8 +447,9 @@ def split_patients(answer: Answer) -> str:
 
     `patients` int64 (rows,), whose row it is; the result is two lists of row numbers,
     or two masks (rows,): first training, then validation. All rows of a patient are on
-    one side; validation gets the share of the patients, to within one. Equal seeds give
-    equal splits and other seeds others. Patients have 1 to 9 rows, in no order.
+    one side; validation gets the share of the patients, here a whole number. Equal
+    seeds give equal splits and other seeds others, and over 100 seeds every patient is
+    held out about as often. Patients have 1 to 9 rows, in no order.
     """
     for count, share in [(24, 0.25), (40, 0.4)]:
         patients = _rows_of_patients(count, generator(count))
@@ -488,9 +458,10 @@ def split_patients(answer: Answer) -> str:
         _check_rows(attempt, train, validation, patients)
         _check_patients(attempt, train, validation, patients, share)
     _check_split_seeds(answer, patients, share)
+    _check_split_chances(answer, patients, share)
     return (
         "that no patient is on both sides, that no row is lost, the share of patients, "
-        "and the seed."
+        "the seed, and that every patient may be held out."
     )
 
 
@@ -508,9 +479,9 @@ def _sides(attempt: Attempt, patients: Tensor) -> tuple[Tensor, Tensor]:
     sides = []
     what = "the rows of training and of validation"
     for part in _two(attempt, what):
-        rows = _as_tensor(sorted(part) if isinstance(part, set) else part)
+        rows = as_tensor(sorted(part) if isinstance(part, set) else part)
         if rows is None or rows.dim() != 1:
-            attempt.fail(f"Expected row numbers in one axis, came {_came(part)}.")
+            attempt.fail(f"Expected row numbers in one axis, came {sized(part)}.")
         if rows.dtype == torch.bool and len(rows) == len(patients):
             rows = torch.where(rows)[0]
         elif rows.is_floating_point() and len(rows):
@@ -559,12 +530,16 @@ def _check_patients(
             BY_PATIENT,
         )
     count = len(left) + len(right)
-    wanted, came = share * count, len(right)
-    told = f"Expected {wanted:.0f} of {count} patients in validation, came {came}."
-    if abs(came - wanted) <= 1:
+    wanted, came = round(share * count), len(right)
+    told = f"Expected {wanted} of {count} patients in validation, came {came}."
+    if came == wanted:
         return
-    if abs(len(left) - wanted) <= 1:
+    if len(left) == wanted:
         attempt.fail(f"The sides are exchanged: training comes first. {told}")
+    if abs(came - wanted) == 1:
+        more = "many" if came > wanted else "few"
+        rounded = "round(share * len(people)) says how many, and [:n] takes n."
+        attempt.fail(f"One patient too {more} is held out. {told}", rounded)
     if abs(len(validation) - share * len(patients)) <= 9:
         attempt.fail(f"The share counts rows, not patients. {told}", BY_PATIENT)
     attempt.fail(f"The share is wrong. {told}", BY_PATIENT)
@@ -590,6 +565,31 @@ def _check_split_seeds(answer: Answer, patients: Tensor, share: float) -> None:
         )
 
 
+_SPLITS = 100
+
+
+def _check_split_chances(answer: Answer, patients: Tensor, share: float) -> None:
+    """Over many seeds every patient is held out as often, but for chance."""
+    people, person = patients.unique(return_inverse=True)
+    rows, held = person.bincount(), torch.zeros(len(people))
+    for seed in range(_SPLITS):
+        attempt = answer.on(patients=patients, share=share, seed=seed)
+        held += torch.isin(people, patients[_sides(attempt, patients)[1]])
+    wanted = _SPLITS * share
+    gap = (held - wanted).abs()
+    if gap.max() <= _FIVE_SIGMA * math.sqrt(wanted * (1 - share)):
+        return
+    worst = int(gap.argmax())
+    seldom = "often" if held[worst] > wanted else "seldom"
+    attempt.fail(
+        f"Patients with many rows or few, or with some numbers, are held out too "
+        f"{seldom}: patient {int(people[worst])}, with {int(rows[worst])} rows, is in "
+        f"validation for {int(held[worst])} of {_SPLITS} seeds. Expected about "
+        f"{wanted:.0f}.",
+        f"Each has the same chance. {BY_PATIENT}",
+    )
+
+
 # 5. Weight decay ---------------------------------------------------------------------
 
 BY_KIND = "Not by name: biases and the weights of LayerNorm have one axis only."
@@ -613,7 +613,8 @@ class _Unnamed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+        # Wider than the head is large: the number of entries tells nothing.
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16), nn.Linear(16, 4))
         self.norm = nn.LayerNorm(4)
         self.abnormal = nn.Linear(4, 2)
 
@@ -643,6 +644,8 @@ def _decays(attempt: Attempt, model: nn.Module) -> dict[str, float]:
     found: dict[str, float] = {}
     for group in _groups(attempt):
         params = group["params"]
+        if isinstance(params, set):
+            attempt.fail("AdamW takes lists, not sets: their order is lost.")
         for entry in [params] if isinstance(params, Tensor) else params:
             # torch takes pairs of a name and a parameter, too.
             parameter = entry[1] if isinstance(entry, tuple) else entry
@@ -651,7 +654,7 @@ def _decays(attempt: Attempt, model: nn.Module) -> dict[str, float]:
             name = names.get(id(parameter))
             if name is None:
                 attempt.fail(
-                    f"A group holds {_came(parameter)} that is no parameter of the "
+                    f"A group holds {sized(parameter)} that is no parameter of the "
                     "model, such as a copy: AdamW would train it in vain.",
                     "model.parameters() gives the parameters themselves.",
                 )
@@ -669,11 +672,11 @@ def _groups(attempt: Attempt) -> list[dict[str, Any]]:
     value = attempt.value
     wanted = "a list of dicts with the keys params and weight_decay"
     if isinstance(value, dict) or not isinstance(value, Iterable):
-        attempt.fail(f"Expected {wanted}, came {_came(value)}.")
+        attempt.fail(f"Expected {wanted}, came {sized(value)}.")
     groups = list(value)
     for group in groups:
         if not isinstance(group, dict) or "params" not in group:
-            attempt.fail(f"Expected {wanted}, came a list with {_came(group)}.")
+            attempt.fail(f"Expected {wanted}, came a list with {sized(group)}.")
         if "weight_decay" not in group:
             attempt.fail(
                 "A group has no weight_decay: AdamW then takes its own default, which "
@@ -689,13 +692,13 @@ def _check_decays(
     """Compare the decay of every parameter; known mistakes first."""
     kinds = _kinds(model)
     expected = {n: weight_decay if k == "matrix" else 0.0 for n, k in kinds.items()}
-    wrong = [name for name in kinds if not _same(decays[name], expected[name])]
+    wrong = [name for name in kinds if not same(decays[name], expected[name])]
     if not wrong:
         return
     told = f"{wrong[0]}: expected {expected[wrong[0]]:g}, came {decays[wrong[0]]:g}."
     for decaying, says in _DECAY_MISTAKES.items():
         if all(
-            _same(decays[n], weight_decay if k in decaying else 0.0)
+            same(decays[n], weight_decay if k in decaying else 0.0)
             for n, k in kinds.items()
         ):
             attempt.fail(f"{says} {told}", BY_KIND)
@@ -704,11 +707,26 @@ def _check_decays(
             f"A head called abnormal has norm in its name, but is no LayerNorm. {told}",
             BY_KIND,
         )
+    if _by_size(model, decays, weight_decay):
+        attempt.fail(
+            "The number of entries decides: a wide LayerNorm has more of them than a "
+            f"small matrix. {told}",
+            BY_KIND,
+        )
     if isinstance(model, _Unnamed) and kinds[wrong[0]] == "gain":
         attempt.fail(
             f"Weights of a LayerNorm decay: here its name is another. {told}", BY_KIND
         )
     attempt.fail(f"A decay is wrong. {told}", BY_KIND)
+
+
+def _by_size(model: nn.Module, decays: dict[str, float], weight_decay: float) -> bool:
+    """Whether all that decay have more entries than all that do not."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    large = [size for name, size in sizes.items() if same(decays[name], weight_decay)]
+    small = [size for name, size in sizes.items() if same(decays[name], 0.0)]
+    both = bool(large and small) and len(large) + len(small) == len(sizes)
+    return both and min(large) > max(small)
 
 
 def _kinds(model: nn.Module) -> dict[str, str]:
@@ -754,9 +772,16 @@ def operating_point(answer: Answer) -> str:
     have a score >= threshold; the result is a pair: sensitivity and specificity of the
     test rows at that threshold. Oracle: every threshold tried. Scores have two digits,
     so that some are equal to the threshold; the draws are those on which
-    most mistakes give a pair of their own.
+    most mistakes give a pair of their own. In the third case the number of the ill to
+    be found is whole, and exact in floats; the fourth tells rounding up from rounding
+    to the nearest.
     """
-    for seed, ill, sensitivity in [(80, 25, 0.9), (33, 33, 0.8)]:
+    for seed, ill, sensitivity in [
+        (80, 25, 0.9),
+        (33, 33, 0.8),
+        (190, 20, 0.75),
+        (895, 28, 0.9),
+    ]:
         draw = generator(seed)
         labels, scores = _scored(ill, 60, draw)
         test_labels, test_scores = _scored(41, 90, draw)
@@ -768,7 +793,7 @@ def operating_point(answer: Answer) -> str:
         attempt = answer.on(**inputs, sensitivity=sensitivity)
         expected = _rates(test_labels, test_scores >= threshold)
         _check_point(attempt, expected, _point_mistakes(**inputs, wanted=sensitivity))
-    return "both shares for two validation sets, with scores at the threshold."
+    return "both shares for four validation sets, with scores at the threshold."
 
 
 def _scored(ill: int, healthy: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -799,11 +824,11 @@ def _check_point(
 ) -> None:
     """Compare both numbers with the right ones, then with known mistakes."""
     came = _two_numbers(attempt, RATES)
-    if all(map(_same, came, expected)):
+    if all(map(same, came, expected)):
         return
     told = f"Expected {_both_shown(expected)}, came {_both_shown(came)}."
     for pair, says, look in mistakes:
-        if all(map(_same, came, pair)):
+        if all(map(same, came, pair)):
             attempt.fail(f"{says} {told}", look)
     attempt.fail(f"The pair is wrong. {told}", ON_TEST)
 
@@ -916,7 +941,8 @@ def _wrong_thresholds(
         (float(high[-1]), "This is the lowest threshold of all: it finds everybody."),
         (
             float(high[needed]),
-            "One of the ill too many is found: the first of a list has index 0.",
+            "One of the ill too many is found: the first of a list has index 0, and a "
+            "number that is whole is not rounded up.",
         ),
         (
             float(high[needed - 2]),
@@ -1078,16 +1104,30 @@ def temperature(answer: Answer) -> str:
 
     `logits` float (rows, classes), `labels` int64 (rows,); the result is T between 0.1
     and 10, to within 2%: the one with the smallest mean cross-entropy of logits / T.
-    Oracle: bisection on the derivative by 1 / T, which is monotone. The logits of one
-    case are too large, those of the other too small.
+    Oracle: bisection on the derivative by 1 / T, which is monotone. The logits of the
+    first case are too large, those of the second too small; in the third the class
+    with the largest logit is right in two rows of five only.
     """
-    for seed, scale in [(0, 2.5), (1, 0.6)]:
-        draw = generator(seed)
-        logits = 2 * torch.randn(400, 4, generator=draw)
-        labels = torch.multinomial(logits.softmax(-1), 1, generator=draw)[:, 0]
-        logits *= scale
+    for seed, scale, second in [(0, 2.5, 0.0), (15, 0.6, 0.0), (3, 1.25, 0.4)]:
+        logits, labels = _miscalibrated(scale, second, generator(seed))
         _check_temperature(answer.on(logits=logits, labels=labels), logits, labels)
-    return "T for logits that are too large, and for logits that are too small."
+    return (
+        "T for logits that are too large, for logits that are too small, and where the "
+        "largest is seldom right."
+    )
+
+
+def _miscalibrated(
+    scale: float, second: float, draw: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Scaled logits (400, 4) and labels; a share `second` of the first are second."""
+    logits = 2 * torch.randn(400, 4, generator=draw)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=draw)[:, 0]
+    if second:
+        order = logits.argsort(dim=-1, descending=True)
+        swapped = torch.rand(400, generator=draw) < second
+        labels = torch.where(swapped & (labels == order[:, 0]), order[:, 1], labels)
+    return scale * logits, labels
 
 
 def _nats(logits: Tensor, labels: Tensor, value: float) -> float:
@@ -1113,18 +1153,18 @@ def _best_temperature(logits: Tensor, labels: Tensor) -> float:
 
 def _check_temperature(attempt: Attempt, logits: Tensor, labels: Tensor) -> None:
     """Compare T with the best, then with known mistakes, then by its loss."""
-    came, best = _number(attempt), _best_temperature(logits, labels)
-    if _same(came, best, _CLOSE):
+    came, best = attempt.number(), _best_temperature(logits, labels)
+    if same(came, best, _CLOSE):
         return
     for value, says, look in _temperature_mistakes(logits, labels, best):
-        if _same(came, value, _CLOSE):
-            attempt.fail(f"{says} Expected {_shown(best)}, came {_shown(came)}.", look)
+        if same(came, value, _CLOSE):
+            attempt.fail(f"{says} Expected {shown(best)}, came {shown(came)}.", look)
     if came <= 0 or not math.isfinite(came):
-        attempt.fail(f"A temperature is above 0 and finite; came {_shown(came)}.", FIT)
+        attempt.fail(f"A temperature is above 0 and finite; came {shown(came)}.", FIT)
     attempt.fail(
-        f"T = {_shown(came)} is not the best: the mean cross-entropy is "
+        f"T = {shown(came)} is not the best: the mean cross-entropy is "
         f"{_nats(logits, labels, came):.4f} nats, but "
-        f"{_nats(logits, labels, best):.4f} at T = {_shown(best)}.",
+        f"{_nats(logits, labels, best):.4f} at T = {shown(best)}.",
         "Make the search longer, or the grid finer." if came > 0.1 else FIT,
     )
 
@@ -1152,6 +1192,12 @@ def _temperature_mistakes(
             FIT,
         ),
         (
+            _top_temperature(x, labels),
+            "This T fits the largest class alone, right or wrong: the cross-entropy "
+            "is at the label, whichever class that is.",
+            FIT,
+        ),
+        (
             _best_temperature(x.softmax(-1), labels),
             "The logits are probabilities already: the softmax is taken twice.",
             "Give cross_entropy logits / T.",
@@ -1165,9 +1211,24 @@ def _temperature_mistakes(
 def _brier_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature with the smallest mean squared error of the probabilities."""
     truth = functional.one_hot(labels, logits.shape[1])
+    return _smallest(lambda t: (((logits / t).softmax(-1) - truth) ** 2).mean())
+
+
+def _top_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature with the smallest binary cross-entropy of the largest class."""
+    right = (logits.argmax(-1) == labels).double()
+
+    def loss(value: float) -> Tensor:
+        top = (logits / value).softmax(-1).amax(-1)
+        return functional.binary_cross_entropy(top, right)
+
+    return _smallest(loss)
+
+
+def _smallest(loss: Callable[[float], Tensor]) -> float:
+    """The temperature of a grid from 0.1 to 10 with the smallest loss."""
     grid = torch.logspace(-1, 1, 401, dtype=torch.float64).tolist()
-    errors = [(((logits / t).softmax(-1) - truth) ** 2).mean() for t in grid]
-    return grid[int(torch.stack(errors).argmin())]
+    return grid[int(torch.stack([loss(value) for value in grid]).argmin())]
 
 
 # 9. Masked words ---------------------------------------------------------------------
@@ -1177,7 +1238,8 @@ SPLIT = "Draw a second number for each place: below 0.8, 0.8 to 0.9, and above."
 LABELS = "Labels are the tokens as they were, -100 where a place is not chosen."
 _CLS, _SEP, _MASK = 2, 3, 4
 _WORDS, _VOCABULARY = (5, 300), 1000  # the texts use the first words only
-_FIVE_SIGMA = 5.0
+# Mean squares of standardized counts are 1 by chance, to within 0.1 or so.
+_LITTLE, _MUCH = 0.5, 1.6
 
 
 @TALLY.exercise
@@ -1188,7 +1250,9 @@ def mask_words(answer: Answer) -> str:
     stands; the result is a pair of the same shape: inputs and labels. 15% of the words
     are chosen, each by itself; of them 80% become `mask`, 10% any token below
     `vocabulary`, 10% stay. Labels are -100 where nothing is chosen. Shares are
-    compared on some 16,000 words, with five standard errors of room.
+    compared on some 16,000 words, with five standard errors of room; so is how often
+    neighbours are chosen together, and how numbers of chosen words spread over texts
+    and over the words of the vocabulary.
     """
     batch, special = _texts(generator())
     inputs = {"batch": batch, "special": special}
@@ -1198,12 +1262,14 @@ def mask_words(answer: Answer) -> str:
     _check_labels(attempt, masked, labels, batch)
     chosen = labels != IGNORED
     _check_chosen(attempt, chosen, special, batch, masked)
+    _check_by_itself(attempt, chosen, special)
+    _check_by_word(attempt, chosen, batch, masked)
     _check_shares(attempt, masked, chosen, batch)
     _check_random_words(attempt, masked[chosen], batch[chosen])
     _check_mask_seeds(answer, inputs, masked)
     return (
-        "labels, special tokens, the shares 15% and 80/10/10, the random words, and "
-        "the seed."
+        "labels, special tokens, that words are drawn one by one, the shares 15% and "
+        "80/10/10, the random words, and the seed."
     )
 
 
@@ -1227,11 +1293,11 @@ def _masked_pair(attempt: Attempt, batch: Tensor) -> tuple[Tensor, Tensor]:
     for name, part in zip(
         ("inputs", "labels"), _two(attempt, "inputs and labels"), strict=True
     ):
-        value = _as_tensor(part)
+        value = as_tensor(part)
         if value is None or value.shape != batch.shape:
             attempt.fail(
                 f"The {name} must have the shape of the batch, {tuple(batch.shape)}: "
-                f"came {_came(part)}."
+                f"came {sized(part)}."
             )
         if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
             attempt.fail(f"Tokens are whole numbers: the {name} came as {value.dtype}.")
@@ -1313,6 +1379,62 @@ def _check_chosen(
     for axis, name in ((1, "a whole text"), (0, "a place in every text")):
         if _alike((masked == _MASK) & chosen, chosen, axis):
             attempt.fail(f"One draw decides for {name}: draw for each word.", SPLIT)
+
+
+def _check_by_itself(attempt: Attempt, chosen: Tensor, special: Tensor) -> None:
+    """Neighbours are chosen together, and texts differ, as chance has it."""
+    words = ~special
+    pairs = words[:, 1:] & words[:, :-1]
+    share = float(chosen[words].double().mean())
+    together = float((chosen[:, 1:] & chosen[:, :-1])[pairs].double().mean())
+    # A word is in two pairs, so that pairs are not independent.
+    variance = share**2 * (1 - share**2) + 2 * share**3 * (1 - share)
+    told = f"{together:.1%} of neighbours are chosen together. Expected {share**2:.1%}."
+    if abs(together - share**2) > _FIVE_SIGMA * math.sqrt(variance / int(pairs.sum())):
+        attempt.fail(f"Words are not chosen each by itself: {told}", SELECT)
+    spread = _spread(chosen.sum(1), words.sum(1))
+    if spread <= _LITTLE:
+        attempt.fail(
+            "Texts of one length have nearly the same number of chosen words: each "
+            "word is chosen by itself, so that these numbers vary.",
+            SELECT,
+        )
+    if spread >= _MUCH:
+        attempt.fail(
+            "Some texts have far more chosen words than others of their length: each "
+            "word is chosen by itself.",
+            SELECT,
+        )
+
+
+def _check_by_word(
+    attempt: Attempt, chosen: Tensor, batch: Tensor, masked: Tensor
+) -> None:
+    """The word itself does not decide what becomes of it."""
+    hidden = chosen & (masked == _MASK)
+    other = chosen & ~hidden & (masked != batch)
+    for part, of, what in (
+        (chosen, batch >= _WORDS[0], "whether it is chosen"),
+        (hidden, chosen, "whether it is masked"),
+        (other, chosen & ~hidden, "whether it becomes a random one"),
+    ):
+        counts = [batch[at].bincount(minlength=_WORDS[1]) for at in (part, of)]
+        if not _LITTLE < _spread(*counts) < _MUCH:
+            attempt.fail(
+                f"The word decides {what}, for all its places at once: draw for each "
+                "place.",
+                SELECT if part is chosen else SPLIT,
+            )
+
+
+def _spread(counts: Tensor, totals: Tensor) -> float:
+    """Mean of the squared z of counts, if each had the share of all; 1 by chance."""
+    counts, totals = counts[totals > 0].double(), totals[totals > 0].double()
+    share = counts.sum() / totals.sum()
+    if not 0.01 < share < 0.99:
+        return 1.0  # nothing varies: that is told elsewhere
+    gaps = counts - share * totals
+    return float((gaps**2 / (totals * share * (1 - share))).mean())
 
 
 def _alike(hidden: Tensor, chosen: Tensor, axis: int) -> bool:
@@ -1442,7 +1564,6 @@ def _check_mask_seeds(
 RESAMPLE = "A draw is as many patients as there are, with replacement, and their rows."
 ENDS = "the lower and the upper end"
 _DRAWS = 4000
-_ROOM = 0.2  # of the standard error: what 4,000 draws leave to chance, and more
 
 
 @TALLY.exercise
@@ -1452,23 +1573,28 @@ def patient_interval(answer: Answer) -> str:
     `right` float (rows,), 1 where a prediction is right and else 0; `patients` int64
     (rows,), whose row it is; the result is a pair, the 2.5% and the 97.5% quantile of
     the accuracy over all rows of the patients drawn. Oracle: the same with 20,000 draws
-    of its own; a fifth of a standard error is left to chance. Rows of one patient are
-    alike, and patients with many rows are predicted worse.
+    of its own; a fifth of a standard error is left to chance, or more where the ends
+    vary more. Rows of one patient are alike, and patients with many rows are predicted
+    worse. In the second set two patients have most of the errors, so that the
+    accuracies drawn are skewed.
     """
-    for seed in (0, 1):
-        right, patients = _predictions(generator(seed))
+    for seed, skewed, room in ((0, False, 0.2), (2, True, 0.3)):
+        right, patients = _predictions(generator(seed), skewed)
         attempt = answer.on(right=right, patients=patients, draws=_DRAWS, seed=seed)
         came = _two_numbers(attempt, ENDS)
-        _check_interval(attempt, came, right, patients)
+        _check_interval(attempt, came, right, patients, room)
     _check_interval_seeds(answer, right, patients)
     return "both ends for two sets of patients, and the seed."
 
 
-def _predictions(draw: torch.Generator) -> tuple[Tensor, Tensor]:
+def _predictions(draw: torch.Generator, skewed: bool) -> tuple[Tensor, Tensor]:
     """Right or wrong, and whose row: 40 patients, the rows of each nearly alike."""
     often = torch.cat([torch.full((30,), 6), torch.full((10,), 25)])
     chance = torch.where(torch.rand(40, generator=draw) < 0.7, 0.96, 0.15)
     chance[30:] -= 0.1
+    if skewed:
+        chance = torch.full((40,), 0.98)
+        chance[[20, 30]] = 0.05  # one of the patients with 6 rows, one of those with 25
     names = 300 + torch.randperm(500, generator=draw)[:40]
     patients = names.repeat_interleave(often)
     hits = torch.rand(len(patients), generator=draw) < chance.repeat_interleave(often)
@@ -1477,9 +1603,12 @@ def _predictions(draw: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def _check_interval(
-    attempt: Attempt, came: Numbers, right: Tensor, patients: Tensor
+    attempt: Attempt, came: Numbers, right: Tensor, patients: Tensor, room: float
 ) -> None:
-    """Accept what is near the oracle; else name the mistake that is nearest."""
+    """Accept what is near the oracle; else name the mistake that is nearest.
+
+    `room` is in standard errors: what `_DRAWS` draws leave to chance, and more.
+    """
     drawn = _resampled(right, patients)
     expected, spread = _ends(drawn), float(drawn.std())
 
@@ -1487,7 +1616,7 @@ def _check_interval(
         gaps = [abs(a - b) for a, b in zip(came, pair, strict=True)]
         return max(gaps) / spread
 
-    if far(expected) <= _ROOM:
+    if far(expected) <= room:
         return
     told = f"Expected about {_both_shown(expected)}, came {_both_shown(came)}."
     if not all(map(math.isfinite, came)):
@@ -1495,7 +1624,7 @@ def _check_interval(
     others = _wrongly_resampled(right, patients)
     mistakes = _interval_mistakes(right, drawn, others)
     pair, says, look = min(mistakes, key=lambda mistake: far(mistake[0]))
-    if far(pair) <= _ROOM:
+    if far(pair) <= room:
         attempt.fail(f"{says} {told}", look)
     if came[1] > 2:
         attempt.fail(f"This is in per cent: return shares. {told}")
@@ -1597,6 +1726,16 @@ def _interval_mistakes(
         (
             (mean - spread, mean + spread),
             "This is one standard error to each side: take 2.5% and 97.5%.",
+        ),
+        (
+            (mean - 1.96 * spread, mean + 1.96 * spread),
+            "This is 1.96 standard errors to each side, as if the accuracies drawn "
+            "were normal: here they are skewed. Take their quantiles.",
+        ),
+        (
+            (2 * mean - high, 2 * mean - low),
+            "This is the basic bootstrap, mirrored at the accuracy: return the "
+            "quantiles of the draws themselves.",
         ),
         ((high, low), "The ends are exchanged: the lower one comes first."),
         ((1 - high, 1 - low), "These are the ends for the errors, not the accuracy."),

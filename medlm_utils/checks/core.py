@@ -9,16 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import numbers
 import re
 import textwrap
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 
 WIDTH = 72  # of printed lines: reads beside a cell, without scrolling
 PASSED, FAILED, UNANSWERED = "passed", "not right yet", "not answered yet"
+
+
+# A known wrong number, the mistake in one sentence, and where to look.
+WrongNumber = tuple[float, str, str]
 
 
 class NotPassedError(AssertionError):
@@ -192,6 +199,32 @@ class Attempt:
             self.fail(f"The values are wrong. {difference(came, expected)}")
         self._type(came, expected)
 
+    def number(self) -> float:
+        """The value as a float; fails unless it is one number, however wrapped."""
+        found = one_number(self.value)
+        if found is None:
+            self.fail(f"Expected one number, came {sized(self.value)}.")
+        return found
+
+    def equals_number(self, expected: float, mistakes: list[WrongNumber]) -> None:
+        """Compare one number with the right one, then with known mistakes.
+
+        Parameters
+        ----------
+        expected
+            The right number.
+        mistakes
+            Known wrong ones, the likeliest first.
+        """
+        came = self.number()
+        if same(came, expected):
+            return
+        told = f"Expected {shown(expected)}, came {shown(came)}."
+        for value, says, look in mistakes:
+            if same(came, value):
+                self.fail(f"{says} {told}", look)
+        self.fail(f"The value is wrong. {told}")
+
     def _shape(self, came: Tensor, expected: Tensor) -> None:
         if came.shape != expected.shape:
             self.fail(
@@ -296,14 +329,58 @@ def kind(value: Any) -> str:
     return f"an object of type {type(value).__name__}"
 
 
+def sized(value: Any) -> str:
+    """As `kind`, with the shape of an array and the length of a list."""
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    if isinstance(value, (list, tuple)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return kind(value)
+
+
+def as_tensor(value: Any) -> Tensor | None:
+    """A tensor, an array or nested lists of them as a tensor; None for other things."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+        parts = [as_tensor(part) for part in value]
+        if any(p is None or p.shape != parts[0].shape for p in parts):  # type: ignore[union-attr]
+            return None
+        return torch.stack(parts)  # type: ignore[arg-type]
+    try:
+        return torch.as_tensor(np.asarray(value))
+    except (TypeError, ValueError):
+        return None
+
+
+def one_number(value: Any) -> float | None:
+    """One number, however it is wrapped; None for anything else."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        return float(value)
+    tensor = as_tensor(value)
+    if tensor is None or tensor.numel() != 1:
+        return None
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        return None
+    return float(tensor)
+
+
+def same(came: float, expected: float, tolerance: float = 1e-4) -> bool:
+    """Whether two numbers are alike, but for rounding."""
+    return math.isclose(came, expected, rel_tol=tolerance, abs_tol=1e-6)
+
+
+def shown(value: float) -> str:
+    """Four digits: mistakes are often small."""
+    return f"{value:.4g}"
+
+
 def _to_tensor(value: Any) -> str:
     """What to do with a value that should have been a tensor, as a sentence."""
     if isinstance(value, (list, tuple)):
         tensors = any(isinstance(entry, Tensor) for entry in value)
         return f"Return torch.{'stack' if tensors else 'tensor'}(...) of it."
-    # By its name: a NumPy array is told apart without importing NumPy.
-    array = type(value).__name__ == "ndarray"
-    if array or isinstance(value, (bool, int, float)):
+    if isinstance(value, (np.ndarray, bool, int, float)):
         return "Return torch.tensor(...) of it."
     return "Return one tensor."
 

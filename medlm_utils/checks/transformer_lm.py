@@ -14,7 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from medlm_utils.checks.core import Answer, Attempt, Mistake, Tally, generator, kind
+from medlm_utils.checks.core import (
+    Answer,
+    Attempt,
+    Mistake,
+    Tally,
+    WrongNumber,
+    generator,
+    kind,
+    same,
+    shown,
+)
 from medlm_utils.text import END, IGNORED, PAD, START, inputs_and_targets
 from medlm_utils.training import warm_up_cosine
 
@@ -26,49 +36,6 @@ LN2 = math.log(2)
 def summary() -> None:
     """Print how many of the chapter's exercises are answered."""
     TALLY.summary()
-
-
-# Answers that are one number ---------------------------------------------------------
-
-# A known wrong number, the mistake in one sentence, and where to look.
-WrongNumber = tuple[float, str, str]
-
-
-def _number(attempt: Attempt) -> float:
-    """The value as a float; fails unless it is one number."""
-    value = attempt.value
-    if isinstance(value, Tensor):
-        value = value.detach()
-        single = value.numel() == 1 and not value.is_complex()
-        if not single or value.dtype == torch.bool:
-            attempt.fail(f"Expected one number, came {kind(value)}.")
-    try:
-        if isinstance(value, (bool, str)):
-            raise TypeError
-        return float(value)
-    except (TypeError, ValueError):
-        attempt.fail(f"Expected one number, came {kind(value)}.")
-
-
-def _same(came: float, expected: float, tolerance: float = 1e-4) -> bool:
-    return math.isclose(came, expected, rel_tol=tolerance, abs_tol=1e-6)
-
-
-def _equals(attempt: Attempt, expected: float, mistakes: list[WrongNumber]) -> None:
-    """Compare one number with the right one, then with known mistakes."""
-    came = _number(attempt)
-    if _same(came, expected):
-        return
-    told = f"Expected {_shown(expected)}, came {_shown(came)}."
-    for value, says, look in mistakes:
-        if _same(came, value):
-            attempt.fail(f"{says} {told}", look)
-    attempt.fail(f"The value is wrong. {told}")
-
-
-def _shown(value: float) -> str:
-    """Four digits: mistakes here are often small."""
-    return f"{value:.4g}"
 
 
 # 1. Shift ----------------------------------------------------------------------------
@@ -234,7 +201,7 @@ def nats_per_token(answer: Answer) -> str:
         targets = _targets(lengths, 7, draw)
         attempt = answer.on(logits=logits, targets=targets)
         expected = float(_pooled(logits, targets))
-        _equals(attempt, expected, _nats_mistakes(logits, targets))
+        attempt.equals_number(expected, _nats_mistakes(logits, targets))
     _check_large_logits(answer, draw)
     return (
         "values for rows of different lengths, for a row without targets, and for "
@@ -265,12 +232,12 @@ def _check_large_logits(answer: Answer, draw: torch.Generator) -> None:
     logits = 200 * torch.randn(2, 3, 7, generator=draw).sign()
     targets = _targets((3, 2), 7, draw)
     attempt = answer.on(logits=logits, targets=targets)
-    came, expected = _number(attempt), float(_pooled(logits, targets))
-    if not _same(came, expected):
+    came, expected = attempt.number(), float(_pooled(logits, targets))
+    if not same(came, expected):
         attempt.fail(
             "With logits of 200 and -200 the value is wrong: exp overflows, or a "
             "probability becomes 0 and its logarithm -inf. "
-            f"Expected {_shown(expected)}, came {_shown(came)}.",
+            f"Expected {shown(expected)}, came {shown(came)}.",
             "Use log_softmax or cross_entropy on the logits.",
         )
 
@@ -361,15 +328,15 @@ def per_word(answer: Answer) -> str:
     nats = _ragged((6, 11, 5), draw)
     for cut in (nats, _cut_finer(nats)):
         attempt = answer.on(nats=cut, words=words)
-        _equals(attempt, _word_perplexity(cut, words), _word_mistakes(cut, words))
+        attempt.equals_number(_word_perplexity(cut, words), _word_mistakes(cut, words))
     long, many = 2 * torch.rand(1, 4000, generator=draw) + 1, torch.tensor([2500])
     attempt, expected = answer.on(nats=long, words=many), _word_perplexity(long, many)
-    came = _number(attempt)
-    if not _same(came, expected, 1e-3):
+    came = attempt.number()
+    if not same(came, expected, 1e-3):
         attempt.fail(
             "The value is wrong for one text of 2,500 words: the product of many "
             "probabilities is 0 in floats, and exp of many nats is inf. "
-            f"Expected {_shown(expected)}, came {_shown(came)}.",
+            f"Expected {shown(expected)}, came {shown(came)}.",
             "Add nats and divide before you take exp.",
         )
     return "values, the same texts cut into more tokens, and a long text."
@@ -681,7 +648,7 @@ def _check_schedule(
     came, attempts = [], []
     for step in range(steps):
         attempts.append(answer.on(step=step, **settings))
-        came.append(_number(attempts[-1]))
+        came.append(attempts[-1].number())
     expected = [
         warm_up_cosine(step, steps, peak, warm_up, floor) for step in range(steps)
     ]
@@ -689,7 +656,7 @@ def _check_schedule(
         (range(warm_up), _rises(peak, warm_up, floor)),
         (range(warm_up, steps), _falls(steps, peak, warm_up, floor)),
     ):
-        wrong = [step for step in part if not _same(came[step], expected[step])]
+        wrong = [step for step in part if not same(came[step], expected[step])]
         if wrong:
             _blame(attempts[wrong[0]], came, expected, part, mistakes)
 
@@ -703,9 +670,9 @@ def _blame(
 ) -> None:
     """Fail with the mistake that explains every step of a part of the curve."""
     step = attempt.inputs["step"]
-    told = f"Step {step}: expected {_shown(expected[step])}, came {_shown(came[step])}."
+    told = f"Step {step}: expected {shown(expected[step])}, came {shown(came[step])}."
     for curve, says in mistakes:
-        if all(_same(came[s], curve(s)) for s in part):
+        if all(same(came[s], curve(s)) for s in part):
             attempt.fail(f"{says} {told}")
     name = "after the warm-up" if part.start or len(part) == len(came) else "going up"
     attempt.fail(f"The rate {name} is wrong. {told}")
@@ -1028,7 +995,7 @@ def exposure(answer: Answer) -> str:
         attempt = answer.on(nats=nats, canary=canary)
         place = sorted(nats.tolist()).index(float(nats[canary])) + 1
         expected = math.log2(candidates) - math.log2(place)
-        _equals(attempt, expected, _exposure_mistakes(nats, canary, place))
+        attempt.equals_number(expected, _exposure_mistakes(nats, canary, place))
     return "a canary in the middle of others, the likeliest, and the least likely."
 
 

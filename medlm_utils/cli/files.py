@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import filelock
 
+from medlm_utils import runtime
 from medlm_utils.runtime import MedlmError
 
 RUN = "run.json"  # what a run depends on; written first
@@ -90,12 +90,10 @@ def check_output(path: Path, inputs: Sequence[Path], force: bool, needed: int) -
             f"{path} is there already. Name another file, or add --force to replace it."
         )
     try:
-        # A name of its own: several processes may look at the same time.
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
         free = shutil.disk_usage(path.parent).free
-    except OSError as error:
+    except OSError as error:  # there is no such folder
         raise unwritable(path, error) from error
+    runtime.check_writable(path.parent, "name another")
     _check_space(path.parent, free, needed)
 
 

@@ -31,6 +31,7 @@ from medlm_utils import runtime, training
 from medlm_utils.runtime import MedlmError, Profile
 
 TELL_EVERY_S = 300  # of a training without a bar
+_ELSEWHERE = "name another with --out or --work"
 
 # The 97.5% point of Student's t for 1, 2, ... degrees of freedom.
 _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -263,7 +264,7 @@ def _prepared(name: str, chosen: argparse.Namespace) -> Iterator[Study]:
     runtime.use_all_cores()
     runtime.keep_memory()
     path = _record_path(name, profile, chosen.tiny, chosen.out)
-    _check_writable(path.parent)
+    runtime.check_writable(path.parent, _ELSEWHERE)
     with _work_folder(name, profile, chosen) as work:
         say(
             f"study {name}{', tiny' if chosen.tiny else ''}, profile {profile.name} "
@@ -290,19 +291,6 @@ def _record_path(name: str, profile: Profile, tiny: bool, out: Path | None) -> P
     return folder / "studies" / f"{stem}.json"
 
 
-def _check_writable(folder: Path) -> None:
-    """Refuse at the start what would fail only at the end."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise MedlmError(
-            f"Cannot write into {folder}: {error.strerror}. Expected a folder with "
-            "free space that you may write; name another with --out or --work."
-        ) from error
-
-
 @contextlib.contextmanager
 def _work_folder(
     name: str, profile: Profile, chosen: argparse.Namespace
@@ -315,7 +303,7 @@ def _work_folder(
     cache = platformdirs.user_cache_path("medlm", appauthor=False) / "studies"
     size = "tiny" if chosen.tiny else profile.name
     folder: Path = (chosen.work or cache) / f"{name}-{size}"
-    _check_writable(folder)
+    runtime.check_writable(folder, _ELSEWHERE)
     lock = filelock.FileLock(folder.with_name(folder.name + ".lock"))
     try:
         lock.acquire(timeout=0)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medlm_utils import clinic, data, runtime, text, training
+from medlm_utils.metrics import ratio_by_patient
 from medlm_utils.runtime import MedlmError
 from medlm_utils.studies import core
 from medlm_utils.transformer import TransformerLM
@@ -269,11 +270,10 @@ class Best:
         """Keep these weights if they are better."""
         if nats_per_token < self.nats_per_token:
             part = self.path.with_suffix(".part")
-            safetensors.torch.save_file(
-                dict(model.named_parameters()),
-                part,
-                {"nats_per_token": repr(nats_per_token)},
-            )
+            about = {"nats_per_token": repr(nats_per_token)}
+            weights = {n: p.detach().cpu() for n, p in model.named_parameters()}
+            # Not by `save_file`, whose files nobody else may read.
+            part.write_bytes(safetensors.torch.save(weights, about))
             part.replace(self.path)
 
     def load(self, model: nn.Module) -> None:
@@ -355,13 +355,10 @@ def test(
 
 def _interval(nats: np.ndarray, article: np.ndarray) -> dict[str, float]:
     """95% interval of the nats per token, over articles drawn again and again."""
-    _, number = np.unique(article, return_inverse=True)
-    total, tokens = np.bincount(number, nats), np.bincount(number)
-    rng = np.random.default_rng(runtime.SEED)
-    drawn = rng.integers(len(total), size=(2000, len(total)))
-    means = total[drawn].sum(axis=1) / tokens[drawn].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return {"low": float(low), "high": float(high)}
+    found = ratio_by_patient(
+        nats, np.ones(len(nats)), article, draws=2000, seed=runtime.SEED
+    )
+    return {"low": found.low, "high": found.high}
 
 
 def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
