@@ -139,7 +139,8 @@ class TestTiny:
 
     def test_a_stopped_part_goes_on_from_its_checkpoint(self, tmp_path, monkeypatch):
         study, found = a_study(tmp_path, tiny=True), []
-        sizes, settings = clinic_runs.sizes_of(study), clinic_runs.settings_of(study)
+        sizes = clinic_runs.sizes_of(study)
+        settings = clinic_runs.settings_of(study, batch=4)
         at, seen = bert.LabelledBatches.at, []
 
         def part():
@@ -214,7 +215,7 @@ class TestRuns:
         ]:
             assert line in code
         assert (clinic_runs.DRAW, clinic_runs.TEST_SEED) == (1, 2)
-        assert clinic_runs.SHARES == (0.85, 0.15)
+        assert clinic_runs.SHARES == (0.9, 0.1)
 
     def test_changes_of_the_settings(self, study):
         changed = clinic_runs.settings_of(study, seed=3, epochs=9)
@@ -233,7 +234,7 @@ class TestRuns:
     def test_it_has_the_notes_of_the_chapter(self):
         found = clinic_runs.material(Words(), SIZES)
         drawn = HOME.draw(40, seed=1)
-        train, val = clinic.split_by_patient(drawn, [0.85, 0.15], seed=1)
+        train, val = clinic.split_by_patient(drawn, [0.9, 0.1], seed=1)
         assert list(found.train.notes.text) == list(train.text)
         assert list(found.val.notes.text) == list(val.text)
         assert list(found.test.notes.text) == list(HOME.draw(20, seed=2).text)
