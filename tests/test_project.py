@@ -115,8 +115,8 @@ class TestMap:
             text = file.read_text(encoding="utf-8")
             has = re.search(r"^\s*(from|import) transformers\b", text, re.M)
             # The studies time it, or compare with it, as a peer.
-            peers = {"lm_speed.py", "bert_speed.py", "bert_trainer_agreement.py"}
-            assert bool(has) == (file.name in {"bert.py", *peers}), file
+            studies = {"lm_speed.py", "bert_speed.py", "bert_trainer_agreement.py"}
+            assert bool(has) == (file.name in {"bert.py", "peers.py", *studies}), file
 
     def test_chapter_1_opens_without_the_slow_libraries(self):
         code = (

@@ -43,7 +43,7 @@ STUDIES = {
     "ohsumed": ohsumed,
     "bert_learning_curve": bert_learning_curve,
 }
-SHARED = {"core", "clinic_runs"}  # what studies have in common
+SHARED = {"core", "peers", "clinic_runs"}  # what studies have in common
 HAS_TRAINER = importlib.util.find_spec("accelerate") is not None
 needs_trainer = pytest.mark.skipif(
     not HAS_TRAINER, reason="the HF Trainer needs accelerate, which is not installed"

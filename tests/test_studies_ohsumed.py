@@ -248,8 +248,8 @@ class TestTraining:
         one, other = small_model(["a", "b"]), small_model(["a", "b"])
         torch.nn.init.normal_(one.head.weight)
         path = tmp_path / "weights.safetensors"
-        ohsumed.save_weights(one, path)
-        ohsumed.load_weights(other, path)
+        core.save_weights(one, path)
+        core.load_weights(other, path)
         pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
         assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -260,7 +260,7 @@ class TestTraining:
         if content:
             path.write_bytes(content)
         with pytest.raises(MedlmError, match="Add --fresh"):
-            ohsumed.load_weights(small_model(["a", "b"]), path)
+            core.load_weights(small_model(["a", "b"]), path)
 
 
 def run_tiny(folder, *more):

@@ -24,11 +24,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from medlm_utils import bert, clinic, metrics
-from medlm_utils.pretraining import SmallClassifier
-from medlm_utils.studies import clinic_runs, core, nsp_ablation, ohsumed
+from medlm_utils.studies import clinic_runs, core, nsp_ablation
 
 LEARNERS = ("scratch", "pretrained_small", "minilm", "tfidf")
 DRAWS = (clinic_runs.DRAW, 101, 102)  # of labelled notes, one for each seed
@@ -132,22 +130,14 @@ def learn_small(
     """
     small = nsp_ablation.PLANS[study.size]
     material = small_material(small)
-    encoder = nsp_ablation.new_encoder(small, material, seed)
-    if weights is not None:
-        ohsumed.load_weights(encoder, study.work / weights)
-    torch.manual_seed(seed)
-    model = SmallClassifier(encoder, clinic_runs.labels()).to(study.profile.device)
+    labels = clinic_runs.labels()
+    model = nsp_ablation.classifier(study, small, material, labels, seed, weights)
     notes = clinic_runs.with_rows(
         clinic_runs.material(None, sizes_of(plan, patients), DRAWS[seed]),
         lambda part: nsp_ablation.cut(material.tokenizer, part).whole,
     )
-    settings = bert.FineTuning(
-        epochs=epochs_for(len(notes.train.rows), plan.passes_small, plan.epochs_small),
-        encoder_rate=small.rate,
-        frozen_words=False,
-        seed=seed,
-        precision=study.profile.precision,
-    )
+    epochs = epochs_for(len(notes.train.rows), plan.passes_small, plan.epochs_small)
+    settings = nsp_ablation.settings_of(study, small, epochs, seed)
     tuned = clinic_runs.train(study, model, notes, settings)
     return trained(model, notes, settings, tuned)
 

@@ -26,9 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medlm_utils import bert, clinic, data, metrics, runtime, training
-from medlm_utils.studies import clinic_runs, core
-from medlm_utils.studies.bert_trainer_agreement import check_accelerate
-from medlm_utils.studies.lm_speed import _Watch
+from medlm_utils.studies import clinic_runs, core, peers
+from medlm_utils.studies.peers import Watch
 
 OURS, TRAINER, DEFAULTS = "ours", "hf_trainer", "hf_trainer_defaults"
 PADDED, PIPELINE = "padded", "pipeline"
@@ -112,7 +111,7 @@ def seconds_of_ours(
     model: bert.Classifier, notes: Notes, size: Size, profile: runtime.Profile
 ) -> float:
     """The timed steps of one epoch, as `bert.finetune` makes them."""
-    watch = _Watch(profile.device)
+    watch = Watch(profile.device)
     batches = bert.LabelledBatches(notes.rows, notes.label, size.batch)
 
     def at(step: int) -> Any:
@@ -183,34 +182,18 @@ def seconds_in_trainer(
     by_length
         True: notes of similar lengths share a batch, by the Trainer's own option.
     """
-    from transformers import (
-        DataCollatorWithPadding,
-        PrinterCallback,
-        Trainer,
-        TrainerCallback,
-    )
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
-    watch, seconds = _Watch(profile.device), []
+    last = size.warm_up + size.steps
+    timing, seconds = peers.timing(profile.device, size.warm_up, last)
     rows: Any = trainer_rows(notes)
-
-    class Timing(TrainerCallback):
-        """From the first step that is timed to the end of the last."""
-
-        def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            if state.global_step == size.warm_up:
-                watch.start()
-
-        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            if state.global_step == size.warm_up + size.steps:
-                seconds.append(watch.stop())
-
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model,
             arguments(folder, size, profile, by_length),
             train_dataset=rows,
             data_collator=DataCollatorWithPadding(tokenizer),
-            callbacks=[Timing()],
+            callbacks=[timing],
         )
         trainer.remove_callback(PrinterCallback)  # standard output is for results
         trainer.train()
@@ -233,11 +216,10 @@ def arguments(
     folder: str, size: Size, profile: runtime.Profile, by_length: bool
 ) -> Any:
     """The optimiser and the precision of our loop; nothing is written or logged."""
-    from transformers import TrainingArguments
-
-    precision = clinic_runs.precision_of(profile)
-    return TrainingArguments(
-        output_dir=folder,
+    return peers.arguments(
+        folder,
+        clinic_runs.precision_of(profile),
+        profile.device,
         num_train_epochs=1,
         per_device_train_batch_size=size.batch,
         learning_rate=RATE,
@@ -245,15 +227,8 @@ def arguments(
         warmup_steps=size.warm_up,
         optim="adamw_torch_fused",
         weight_decay=0.01,
-        max_grad_norm=1.0,
-        bf16=precision == "bfloat16",
-        fp16=precision == "float16",
-        use_cpu=profile.device == "cpu",
         save_strategy="no",
-        logging_strategy="no",
         logging_nan_inf_filter=False,  # it would look at every loss, and wait for it
-        report_to="none",
-        disable_tqdm=True,
         **by_length_option(by_length),
     )
 
@@ -281,7 +256,7 @@ def seconds_when_padded(
     trained = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.AdamW(trained, lr=RATE, fused=True)
     device = torch.device(profile.device)
-    watch = _Watch(profile.device)
+    watch = Watch(profile.device)
     model.train()
     for step, batch in enumerate(loader):
         if step == size.warm_up:
@@ -384,7 +359,7 @@ def matrix_rate(size: int, precision: str, device: str) -> float:
         Of torch.
     """
     a = torch.randn(size, size, device=device)
-    watch, times = _Watch(device), []
+    watch, times = Watch(device), []
     with torch.no_grad(), training.autocast(precision, torch.device(device)):
         a = a @ a / size  # in the precision that is timed
         for _ in range(5):
@@ -442,7 +417,7 @@ class Table:
 
     def asked_per_second(self, name: str) -> float:
         """Of one repeat of answers, by ours or by the pipeline."""
-        watch = _Watch(self.profile.device)
+        watch = Watch(self.profile.device)
         watch.start()
         if name == OURS:
             asked_of_ours(self.ours, self.asked, self.size, self.profile)
@@ -469,7 +444,7 @@ def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
     MedlmError
         If the Trainer lacks a package.
     """
-    check_accelerate()
+    peers.check_accelerate()
     size = SIZES[study.size]
     table = functools.lru_cache(maxsize=1)(Table)
     repeats = study.run(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import math
 import sys
 import tempfile
@@ -27,8 +26,7 @@ import torch
 from torch import nn
 
 from medlm_utils import bert
-from medlm_utils.runtime import MedlmError
-from medlm_utils.studies import clinic_runs, core
+from medlm_utils.studies import clinic_runs, core, peers
 
 OURS, TRAINER = "ours", "trainer"
 
@@ -114,28 +112,21 @@ def arguments(folder: str, settings: bert.FineTuning, device: str) -> Any:
     It validates after each epoch, and goes back to the best one at the end; nothing
     else is written, logged or reported.
     """
-    from transformers import TrainingArguments
-
-    return TrainingArguments(
-        output_dir=folder,
+    return peers.arguments(
+        folder,
+        settings.precision,
+        device,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=64,
-        max_grad_norm=1.0,
         seed=settings.seed,
-        bf16=settings.precision == "bfloat16",
-        fp16=settings.precision == "float16",
-        use_cpu=device == "cpu",
         eval_strategy="epoch",
         save_strategy="epoch",
         save_only_model=True,
         save_total_limit=1,
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",
-        logging_strategy="no",
         remove_unused_columns=False,
-        report_to="none",
-        disable_tqdm=True,
     )
 
 
@@ -226,7 +217,7 @@ def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
     MedlmError
         If the Trainer lacks a package.
     """
-    check_accelerate()
+    peers.check_accelerate()
     plan = PLANS[study.size]
     parts = [_same_part(study, plan.same_steps)]
     for seed in range(plan.seeds):
@@ -244,15 +235,6 @@ def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     ceiling = runs[0]["test"]["ceiling"]
     return _metrics(accuracy, same, ceiling), {"runs": rows, "same_batches": same}
-
-
-def check_accelerate() -> None:
-    """Refuse at the start what the Trainer would refuse later."""
-    if importlib.util.find_spec("accelerate") is None:
-        raise MedlmError(
-            "The Trainer of transformers needs the package accelerate, which is not "
-            "installed. Run `python -m pip install accelerate`."
-        )
 
 
 def _same_part(study: core.Study, steps: int) -> core.Part:

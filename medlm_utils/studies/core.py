@@ -25,6 +25,7 @@ from typing import Any
 import filelock
 import numpy as np
 import platformdirs
+import safetensors.torch
 from torch import nn
 
 from medlm_utils import runtime, training
@@ -375,6 +376,47 @@ def in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# Weights that one part keeps for another ----------------------------------------------
+
+
+def save_weights(
+    model: nn.Module, path: Path, about: dict[str, str] | None = None
+) -> None:
+    """Write all weights beside a work file, then rename.
+
+    Parameters
+    ----------
+    model
+        On any device.
+    path
+        Of the file, ending in ``.safetensors``.
+    about
+        What the file says of them.
+    """
+    part = path.with_suffix(".part")
+    weights = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters()}
+    # Not by `save_file`, whose files nobody else may read.
+    part.write_bytes(safetensors.torch.save(weights, about))
+    part.replace(path)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Put the weights of a work file into a model.
+
+    Raises
+    ------
+    MedlmError
+        If the file is gone, damaged or of another model.
+    """
+    try:
+        model.load_state_dict(safetensors.torch.load_file(path))
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise MedlmError(
+            f"{path} does not hold the weights that this study trained. Add --fresh to "
+            "make every part anew."
+        ) from error
 
 
 # Intervals ----------------------------------------------------------------------------

@@ -13,11 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.util
 import math
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medlm_utils import clinic, runtime, text, training
-from medlm_utils.runtime import MedlmError
-from medlm_utils.studies import core
+from medlm_utils.studies import core, peers
+from medlm_utils.studies.peers import Watch
 from medlm_utils.transformer import TransformerLM, sinusoidal_positions
 
 
@@ -194,28 +192,6 @@ def _timed_targets(size: Size, batches: Sequence[Tensor]) -> int:
 # The two loops ------------------------------------------------------------------------
 
 
-class _Watch:
-    """The time from the start of one step to the end of the last, the GPU's too."""
-
-    def __init__(self, device: str):
-        self.device, self.started = device, math.nan
-
-    def start(self) -> None:
-        """Start to count, when all that was asked for before is done."""
-        self.wait()
-        self.started = time.perf_counter()
-
-    def stop(self) -> float:
-        """Seconds since the start."""
-        self.wait()
-        return time.perf_counter() - self.started
-
-    def wait(self) -> None:
-        """Until the GPU has nothing left to do."""
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-
-
 def _nats(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     logits = model(inputs).flatten(0, 1).float()
     return F.cross_entropy(
@@ -248,7 +224,7 @@ def _seconds_in_our_loop(
     loss: training.Loss,
 ) -> float:
     """The timed steps of a repeat in `training.fit`."""
-    watch = _Watch(profile.device)
+    watch = Watch(profile.device)
 
     def at(step: int) -> Tensor:
         if step == size.warm_up:
@@ -275,20 +251,9 @@ def _seconds_in_trainer(
 ) -> float:
     """The timed steps of a repeat in the Trainer of `transformers`."""
     from torch.utils.data import DataLoader
-    from transformers import PrinterCallback, Trainer, TrainerCallback
+    from transformers import PrinterCallback, Trainer
 
-    watch = _Watch(profile.device)
-
-    class Timing(TrainerCallback):
-        """Starts the watch before the first step that is timed."""
-
-        def on_step_begin(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            if state.global_step == size.warm_up:
-                watch.start()
-
-        def on_step_end(self, args: Any, state: Any, *_: Any, **__: Any) -> None:
-            if state.global_step == len(batches):
-                seconds.append(watch.stop())
+    timing, seconds = peers.timing(profile.device, size.warm_up, len(batches))
 
     class SameBatches(Trainer):
         """Reads our batches in our order."""
@@ -296,14 +261,13 @@ def _seconds_in_trainer(
         def get_train_dataloader(self) -> Any:
             return DataLoader(rows, batch_size=None)  # type: ignore[arg-type]
 
-    seconds: list[float] = []
     rows = [_for_trainer(batch) for batch in batches]
     with tempfile.TemporaryDirectory() as folder:
         trainer = SameBatches(
             model,
             _arguments(Path(folder), size, len(batches), profile),
             train_dataset=rows,
-            callbacks=[Timing()],
+            callbacks=[timing],
         )
         trainer.remove_callback(PrinterCallback)  # standard output is for results
         trainer.train()
@@ -319,10 +283,10 @@ def _for_trainer(batch: Tensor) -> dict[str, Tensor]:
 
 def _arguments(folder: Path, size: Size, steps: int, profile: runtime.Profile) -> Any:
     """Optimiser and schedule of our loop; nothing is written, logged or evaluated."""
-    from transformers import TrainingArguments
-
-    return TrainingArguments(
-        output_dir=str(folder),
+    return peers.arguments(
+        folder,
+        profile.precision,
+        profile.device,
         max_steps=steps,
         learning_rate=RATE,
         lr_scheduler_type="cosine",
@@ -330,16 +294,9 @@ def _arguments(folder: Path, size: Size, steps: int, profile: runtime.Profile) -
         optim="adamw_torch_fused",
         weight_decay=0.1,
         adam_beta2=0.95,
-        max_grad_norm=1.0,
-        bf16=profile.precision == "bfloat16",
-        fp16=profile.precision == "float16",
-        use_cpu=profile.device == "cpu",
         remove_unused_columns=False,
         save_strategy="no",
-        logging_strategy="no",
         logging_nan_inf_filter=False,  # it would look at every loss, and wait for it
-        report_to="none",
-        disable_tqdm=True,
     )
 
 
@@ -428,11 +385,7 @@ def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
     MedlmError
         If the Trainer lacks a package.
     """
-    if importlib.util.find_spec("accelerate") is None:
-        raise MedlmError(
-            "The Trainer of transformers needs the package accelerate, which is not "
-            "installed. Run `python -m pip install accelerate`."
-        )
+    peers.check_accelerate()
     sizes = SIZES[study.size]
     table = functools.lru_cache(maxsize=1)(Table)
     parts = [

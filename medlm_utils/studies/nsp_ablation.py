@@ -25,7 +25,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from scipy.special import logsumexp
 from torch import Tensor
@@ -335,8 +334,7 @@ def pretrain(
         checkpoint_every=500,
     )
     kept = study.file(".safetensors")
-    weights = {n: t.cpu() for n, t in model.encoder.state_dict().items()}
-    kept.write_bytes(safetensors.torch.save(weights))
+    core.save_weights(model.encoder, kept)
     steps = [step for step, _ in history.evaluations]
     return {
         "arm": arm,
@@ -366,6 +364,43 @@ def score(model: MaskedLM, material: Material, halves: Halves) -> dict[str, floa
     return found
 
 
+def classifier(
+    study: core.Study,
+    plan: Plan,
+    material: Material,
+    labels: Sequence[str],
+    seed: int,
+    weights: str | None,
+) -> SmallClassifier:
+    """The small encoder with a head; both start from the seed.
+
+    Parameters
+    ----------
+    labels
+        What the head names.
+    weights
+        The work file of a pre-trained encoder; None for one that is not pre-trained.
+    """
+    encoder = new_encoder(plan, material, seed)
+    if weights is not None:
+        core.load_weights(encoder, study.work / weights)
+    torch.manual_seed(seed)
+    return SmallClassifier(encoder, labels).to(study.profile.device)
+
+
+def settings_of(
+    study: core.Study, plan: Plan, epochs: int, seed: int
+) -> bert.FineTuning:
+    """How the small classifier is fine-tuned: whole, table of words and all."""
+    return bert.FineTuning(
+        epochs=epochs,
+        encoder_rate=plan.rate,
+        frozen_words=False,
+        seed=seed,
+        precision=study.profile.precision,
+    )
+
+
 def finetune(
     study: core.Study,
     plan: Plan,
@@ -382,20 +417,11 @@ def finetune(
     weights
         The work file of the encoder; None for one that is not pre-trained.
     """
-    encoder = new_encoder(plan, material, seed)
-    if weights is not None:
-        encoder.load_state_dict(safetensors.torch.load_file(study.work / weights))
-    torch.manual_seed(seed)
-    model = SmallClassifier(encoder, material.world.diseases).to(study.profile.device)
+    diseases = material.world.diseases
+    model = classifier(study, plan, material, diseases, seed, weights)
     rows, labels = labelled(material, LABELLED_SEED + seed, max(plan.labelled))
     validation = labelled(material, VALIDATION_SEED + seed, plan.validation)
-    settings = bert.FineTuning(
-        epochs=plan.epochs,
-        encoder_rate=plan.rate,
-        frozen_words=False,
-        seed=seed,
-        precision=study.profile.precision,
-    )
+    settings = settings_of(study, plan, plan.epochs, seed)
     tuned = bert.finetune(
         model,
         rows[:notes],

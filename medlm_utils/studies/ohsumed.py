@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from medlm_utils import bert, clinic, data, metrics, runtime, training
 from medlm_utils.runtime import MedlmError
@@ -419,39 +418,13 @@ def train(task: Task, settings: bert.FineTuning) -> dict[str, Any]:
     model = task.build(settings.seed)
     history = fit(task, model, task.corpus.train, settings)
     path = task.study.file(".safetensors")
-    save_weights(model, path)
+    core.save_weights(model, path)
     return {
         "seed": settings.seed,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training_seconds": history.seconds[-1],
         "weights": path.name,
     }
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write all weights beside `path`, then rename."""
-    part = path.with_suffix(".part")
-    weights = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters()}
-    # Not by `save_file`, whose files nobody else may read.
-    part.write_bytes(safetensors.torch.save(weights))
-    part.replace(path)
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Put the weights of a work file into a model.
-
-    Raises
-    ------
-    MedlmError
-        If the file is gone, damaged or of another model.
-    """
-    try:
-        model.load_state_dict(safetensors.torch.load_file(path))
-    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise MedlmError(
-            f"{path} does not hold the weights that this study trained. Add --fresh to "
-            "make every part anew."
-        ) from error
 
 
 # Baselines ----------------------------------------------------------------------------
@@ -534,7 +507,7 @@ def test(
     rows = encoded(model, asked)
     by_seed = []
     for one in trained:
-        load_weights(model, task.study.work / one["weights"])
+        core.load_weights(model, task.study.work / one["weights"])
         logits = bert.predict_logits(model, rows, precision=task.precision)
         by_seed.append(score(asked.label, logits.argmax(axis=1), classes))
     return {

@@ -269,16 +269,12 @@ class Best:
     def offer(self, model: nn.Module, nats_per_token: float) -> None:
         """Keep these weights if they are better."""
         if nats_per_token < self.nats_per_token:
-            part = self.path.with_suffix(".part")
             about = {"nats_per_token": repr(nats_per_token)}
-            weights = {n: p.detach().cpu() for n, p in model.named_parameters()}
-            # Not by `save_file`, whose files nobody else may read.
-            part.write_bytes(safetensors.torch.save(weights, about))
-            part.replace(self.path)
+            core.save_weights(model, self.path, about)
 
     def load(self, model: nn.Module) -> None:
         """Put the kept weights into a model."""
-        model.load_state_dict(safetensors.torch.load_file(self.path))
+        core.load_weights(model, self.path)
 
 
 def train(
