@@ -352,7 +352,7 @@ class Classifier(nn.Module):
         from transformers import AutoModel
 
         pooler = _pooler_argument(config, settings.get("pooling", "mean"))
-        with _silent():
+        with quiet():
             encoder = AutoModel.from_config(
                 copy.deepcopy(config), attn_implementation="sdpa", **pooler
             )
@@ -537,7 +537,7 @@ def _check_longest(longest: int, positions: int) -> None:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bars and no warnings of transformers: what matters we check ourselves."""
     from transformers.utils import logging
 
@@ -699,7 +699,7 @@ def _tokenizer_in(folder: Path) -> Any:
             f"{folder} has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)} "
             "beside the weights."
         )
-    with _silent():
+    with quiet():
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -723,7 +723,7 @@ def _pretrained_encoder(folder: Path, pooling: str) -> Any:
     _check_no_pickle(folder)
     config = _config_in(folder)
     try:
-        with _silent():
+        with quiet():
             encoder, report = AutoModel.from_pretrained(
                 folder,
                 config=config,
@@ -1314,7 +1314,7 @@ def finetune(
     history = training.fit(
         model,
         batches.at,
-        **_loop(settings, steps),
+        **loop_settings(settings, steps),
         evaluation=validate,
         evaluate_every=-(-len(batches) // settings.looks),
         keep_best=True,
@@ -1336,8 +1336,18 @@ def finetune(
     return Tuned(history, loss, right, f1, steps_done)
 
 
-def _loop(settings: FineTuning, steps: int) -> dict[str, Any]:
-    """What `training.fit` is told to do what the settings say."""
+def loop_settings(settings: FineTuning, steps: int) -> dict[str, Any]:
+    """What `training.fit` is told, by name, to do what the settings say.
+
+    Parameters
+    ----------
+    settings
+        Of the fine-tuning.
+    steps
+        Of the whole run, over which the rates rise and fall.
+
+    Source: Devlin et al. 2019; chapter 3.
+    """
     return {
         "steps": steps,
         "learning_rate": settings.encoder_rate,
@@ -1444,7 +1454,7 @@ def trainer_optimisers(
 
     Source: chapter 3.
     """
-    loop = _loop(settings, steps)
+    loop = loop_settings(settings, steps)
     optimiser = training.adamw(
         model,
         loop["weight_decay"],

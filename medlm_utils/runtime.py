@@ -173,7 +173,7 @@ def setup(notebook: str) -> Profile:
     """
     global _run
     started = time.monotonic()
-    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # before torch starts threads
+    stop_spinning()
     wanted = os.environ.get("MEDLM_PROFILE", "").strip().lower()
     profile, reason = choose_profile(wanted)
     seed_everything(SEED)
@@ -185,6 +185,15 @@ def setup(notebook: str) -> Profile:
         f"seed {SEED}{usual_duration(notebook, profile.name)}"
     )
     return profile
+
+
+def stop_spinning() -> None:
+    """Threads without work sleep at once and leave their core to others.
+
+    Torch reads this when its first thread starts, so call it before. What the reader
+    has set in ``GOMP_SPINCOUNT`` stays.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
 
 
 def choose_profile(wanted: str) -> tuple[Profile, str]:

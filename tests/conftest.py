@@ -26,3 +26,9 @@ def results_elsewhere(tmp_path, monkeypatch):
 def root() -> Path:
     """The top of the project."""
     return ROOT
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch):
+    """The machine of the test has no GPU, whatever it has."""
+    monkeypatch.setenv("MEDLM_PROFILE", "cpu")

@@ -1,7 +1,6 @@
 """studies/: every study runs small, goes on after a stop, and writes what it says."""
 
 import importlib.util
-import json
 import math
 import os
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from study_runs import a_study, run_tiny, tracked
 from torch.nn import functional as F
 
 from medlm_utils import data, runtime, text, training
@@ -84,15 +84,7 @@ METRICS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("MEDLM_PROFILE", "cpu")
-
-
-def tracked():
-    """What lies in the folder of the studies' records, with its times."""
-    files = (runtime.shipped_records() / "studies").rglob("*")
-    return {path: path.stat().st_mtime_ns for path in files}
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def without_times(record):
@@ -103,21 +95,12 @@ def without_times(record):
     return {**rest, "metrics": metrics}
 
 
-def run_tiny(name, folder, *more):
-    done = STUDIES[name].main(
-        ["--tiny", "--out", str(folder), "--work", str(folder / "work"), *more]
-    )
-    assert done == 0
-    path = folder / "studies" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 @pytest.mark.slow
 class TestTiny:
     @pytest.mark.parametrize("name", EACH)
     def test_the_record_has_its_shape(self, name, tmp_path):
         before, started = tracked(), time.process_time()
-        record = run_tiny(name, tmp_path)
+        record = run_tiny(STUDIES[name], tmp_path)
         assert time.process_time() - started < 20
         assert tracked() == before
         assert set(record) >= {"hardware", "versions", "seed", "date"}
@@ -132,13 +115,13 @@ class TestTiny:
 
     @pytest.mark.parametrize("name", ["lm_scaling", "wikitext2"])
     def test_the_same_again_and_nothing_twice(self, name, tmp_path, capsys):
-        first = run_tiny(name, tmp_path)
+        first = run_tiny(STUDIES[name], tmp_path)
         assert "are kept" not in capsys.readouterr().err
         made = {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*.json")}
-        again = run_tiny(name, tmp_path)
+        again = run_tiny(STUDIES[name], tmp_path)
         assert "are kept" in capsys.readouterr().err
         assert {p: p.stat().st_mtime_ns for p in made} == made
-        fresh = run_tiny(name, tmp_path, "--fresh")
+        fresh = run_tiny(STUDIES[name], tmp_path, "--fresh")
         assert without_times(first) == without_times(again) == without_times(fresh)
 
     @pytest.mark.parametrize("name", ["lm_scaling", "wikitext2"])
@@ -147,7 +130,7 @@ class TestTiny:
         monkeypatch.setattr(
             training._Run, "step", lambda *a: steps.append(1) or step(*a)
         )
-        unbroken = run_tiny(name, tmp_path / "unbroken")
+        unbroken = run_tiny(STUDIES[name], tmp_path / "unbroken")
         of_unbroken = len(steps)
         folder = tmp_path / "killed"
         code = (
@@ -167,7 +150,7 @@ class TestTiny:
         assert done.returncode == -signal.SIGKILL
         assert list((folder / "work").rglob("*.checkpoint"))
         assert not (folder / "studies" / f"{name}.json").exists()
-        assert without_times(run_tiny(name, folder)) == without_times(unbroken)
+        assert without_times(run_tiny(STUDIES[name], folder)) == without_times(unbroken)
         assert len(steps) - of_unbroken < of_unbroken  # the rest alone
         assert not list((folder / "work").rglob("*.checkpoint"))
 
@@ -198,8 +181,7 @@ def parts_of(counter, count=3, **settings):
 
 @pytest.fixture()
 def study(tmp_path):
-    profile = runtime.PROFILES["cpu"]
-    return core.Study("example", profile, True, tmp_path, tmp_path / "example.json")
+    return a_study(tmp_path, tiny=True)
 
 
 class TestCore:
@@ -608,6 +590,6 @@ class TestWikiText:
         monkeypatch.setattr(
             core.Study, "fit", lambda *a, **k: events.append(list(read)) or fit(*a, **k)
         )
-        run_tiny("wikitext2", tmp_path)
+        run_tiny(wikitext2, tmp_path)
         assert read == ["train", "valid", "test"]
         assert len(events) == 2 and all("test" not in event for event in events)

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 import torch
+from study_runs import a_study, run_tiny, tracked
 from test_bert import classifier, labelled, some_rows, weights_of
-from test_studies import tracked
 
 from medlm_utils import bert, clinic, metrics, runtime
 from medlm_utils.runtime import MedlmError
@@ -67,6 +67,10 @@ METRICS = {
         "ratio_vs_hf_trainer_defaults",
         "padding_cost",
         "padding_cost_foreseen",
+        "abstracts_per_second_ours",
+        "abstracts_per_second_padded",
+        "padding_cost_abstracts",
+        "padding_cost_abstracts_foreseen",
         "asked_ratio_vs_pipeline",
         "share_of_matrix_rate",
     },
@@ -83,26 +87,12 @@ EACH = [
 HOME = clinic.Clinic("A")
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("MEDLM_PROFILE", "cpu")
-
-
-def a_study(folder, tiny=False, profile="cpu"):
-    record = folder / "example.json"
-    return core.Study("example", runtime.PROFILES[profile], tiny, folder, record)
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture
 def study(tmp_path):
     return a_study(tmp_path)
-
-
-def run_tiny(name, folder):
-    out = ["--tiny", "--out", str(folder), "--work", str(folder / "work")]
-    assert STUDIES[name].main(out) == 0
-    path = folder / "studies" / f"{name}.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def timeless(record):
@@ -116,7 +106,7 @@ class TestTiny:
     @pytest.mark.parametrize("name", EACH)
     def test_the_record_has_its_shape(self, name, tmp_path):
         before, started = tracked(), time.process_time()
-        record = run_tiny(name, tmp_path)
+        record = run_tiny(STUDIES[name], tmp_path)
         assert time.process_time() - started < 20
         assert tracked() == before
         assert record["command"] == f"python -m medlm_utils.studies.{name} --tiny"
@@ -127,11 +117,11 @@ class TestTiny:
 
     @pytest.mark.parametrize("name", EACH[:2])
     def test_the_same_again(self, name, tmp_path, capsys):
-        first = run_tiny(name, tmp_path)
-        again = run_tiny(name, tmp_path)
+        first = run_tiny(STUDIES[name], tmp_path)
+        again = run_tiny(STUDIES[name], tmp_path)
         assert "are kept" in capsys.readouterr().err
         assert again["series"] == first["series"]  # kept: the seconds, too
-        anew = run_tiny(name, tmp_path / "elsewhere")
+        anew = run_tiny(STUDIES[name], tmp_path / "elsewhere")
         assert timeless(anew) == timeless(first)
         if name == "bert_seeds":  # the first run of both arms is made once
             runs = [(run["draw"], run["seed"]) for run in first["series"]["runs"]]
@@ -502,10 +492,12 @@ class TestSpeed:
         row = {
             "notes_per_second": {name: [float(v)] * 6 for name, v in speeds.items()},
             "asked_per_second": {"ours": [30.0] * 6, "pipeline": [15.0] * 6},
+            "abstracts_per_second": {"ours": [9.0] * 6, "padded": [4.0] * 6},
             "matrix_rate": [1e12] * 6,
             "flops_per_note": 1e10,
             "padded_to": 512,
             "mean_tokens": 128.0,
+            "mean_tokens_abstracts": 256.0,
         }
         found = bert_speed._metrics(row)
         assert set(found) == METRICS["bert_speed"]
@@ -513,6 +505,8 @@ class TestSpeed:
         assert found["ratio_vs_hf_trainer_defaults"]["value"] == 2
         assert found["padding_cost"]["value"] == 0.5
         assert found["padding_cost_foreseen"] == 4
+        assert found["padding_cost_abstracts"]["value"] == 2.25
+        assert found["padding_cost_abstracts_foreseen"] == 2
         assert found["asked_ratio_vs_pipeline"]["value"] == 2
         assert found["share_of_matrix_rate"]["value"] == pytest.approx(20)
 
@@ -528,7 +522,7 @@ class TestSpeed:
 @pytest.fixture(scope="module")
 def table():
     size = dataclasses.replace(bert_speed.SIZES["tiny"], batch=4, steps=3)
-    return bert_speed.Table(size, runtime.PROFILES["cpu"])
+    return bert_speed.Table(size, runtime.PROFILES["cpu"], tiny=True)
 
 
 @needs_trainer
@@ -580,6 +574,26 @@ class TestContestants:
         assert any("layer.0" in n for n in changed)
         shares = {m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)}
         assert (shares == {0.0}) == (name != bert_speed.DEFAULTS)
+
+    @pytest.mark.parametrize("name", [bert_speed.OURS, bert_speed.PADDED])
+    def test_abstracts_are_padded_as_notes_are(self, name, table):
+        seen, size = [], table.size
+        model = table.model(name)
+        hook = model.register_forward_pre_hook(
+            lambda _, args, given: seen.append(args[0] if args else given["input_ids"]),
+            with_kwargs=True,
+        )
+        assert table.abstracts_per_second(name) > 0
+        hook.remove()
+        is_ours = name == bert_speed.OURS
+        timed = size.abstract_steps if is_ours else size.padded_steps
+        assert len(seen) == size.warm_up + timed
+        read = {tuple(row.tolist()) for row in table.abstracts.rows}
+        for ids in seen:
+            rows = [tuple(n for n in row if n) for row in ids.tolist()]
+            assert set(rows) <= read
+            wanted = max(map(len, rows)) if is_ours else size.padded_to
+            assert ids.shape[1] == wanted
 
     def test_batches_by_length_have_less_padding(self, table):
         rng = np.random.default_rng(0)

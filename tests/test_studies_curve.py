@@ -9,7 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from test_studies import tracked
+from study_runs import a_study, run_tiny, tracked
 from test_studies_bert import Words
 
 from medlm_utils import clinic, metrics, runtime
@@ -41,24 +41,14 @@ WHERE_REACHED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("MEDLM_PROFILE", "cpu")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture
 def study(tmp_path):
-    profile, record = runtime.PROFILES["cpu"], tmp_path / "example.json"
-    made = core.Study("example", profile, True, tmp_path, record)
+    made = a_study(tmp_path, tiny=True)
     made._running = core.Part("example", {}, 1.0, dict)
     return made
-
-
-def run_tiny(folder, *more):
-    options = ["--tiny", "--out", str(folder), "--work", str(folder / "work"), *more]
-    assert curve.main(options) == 0
-    path = folder / "studies" / "bert_learning_curve.json"
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def timeless(record):
@@ -74,7 +64,7 @@ def timeless(record):
 class TestTiny:
     def test_the_record_has_its_shape(self, tmp_path):
         before, started = tracked(), time.process_time()
-        record = run_tiny(tmp_path)
+        record = run_tiny(curve, tmp_path)
         assert time.process_time() - started < 20
         assert tracked() == before
         assert ALWAYS <= set(record["metrics"]) <= ALWAYS | WHERE_REACHED
@@ -98,9 +88,9 @@ class TestTiny:
         assert "weights" not in record["series"]["pretraining"]
 
     def test_the_same_again_and_nothing_twice(self, tmp_path, capsys):
-        first = run_tiny(tmp_path)
+        first = run_tiny(curve, tmp_path)
         capsys.readouterr()
-        again = run_tiny(tmp_path)
+        again = run_tiny(curve, tmp_path)
         assert "14 of 14 parts are kept" in capsys.readouterr().err
         assert again["series"] == first["series"]
         for weights in (tmp_path / "work").rglob("*.safetensors"):
@@ -109,7 +99,7 @@ class TestTiny:
             part.unlink()
         assert curve.main(["--tiny", "--work", str(tmp_path / "work")]) == 1
         assert "does not hold the weights" in capsys.readouterr().err
-        fresh = run_tiny(tmp_path, "--fresh")
+        fresh = run_tiny(curve, tmp_path, "--fresh")
         assert timeless(first) == timeless(fresh)
 
 

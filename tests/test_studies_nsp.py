@@ -1,13 +1,13 @@
 """studies/nsp_ablation.py: what is compared, against what, and that it says so."""
 
 import dataclasses
-import json
 import time
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import logsumexp
+from study_runs import a_study, run_tiny
 
 from medlm_utils import clinic, pretraining, runtime, text, training
 from medlm_utils.runtime import MedlmError
@@ -32,16 +32,7 @@ METRICS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("MEDLM_PROFILE", "cpu")
-
-
-def run_tiny(folder, *more):
-    options = ["--tiny", "--out", str(folder), "--work", str(folder / "work"), *more]
-    assert nsp_ablation.main(options) == 0
-    path = folder / "studies" / "nsp_ablation.json"
-    return json.loads(path.read_text(encoding="utf-8"))
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 def found_in(record):
@@ -52,7 +43,7 @@ def found_in(record):
 class TestTiny:
     def test_the_record_has_its_shape(self, tmp_path):
         started = time.process_time()
-        record = run_tiny(tmp_path)
+        record = run_tiny(nsp_ablation, tmp_path)
         assert time.process_time() - started < 20
         assert set(record["metrics"]) == METRICS
         for metric in record["metrics"].values():
@@ -69,11 +60,11 @@ class TestTiny:
                 assert ("next_accuracy" in measured) == (run["arm"] == "mlm_nsp")
 
     def test_the_same_again_and_nothing_twice(self, tmp_path, capsys):
-        first = run_tiny(tmp_path)
+        first = run_tiny(nsp_ablation, tmp_path)
         capsys.readouterr()
-        again = run_tiny(tmp_path)
+        again = run_tiny(nsp_ablation, tmp_path)
         assert "4 of 4 parts are kept" in capsys.readouterr().err
-        fresh = run_tiny(tmp_path, "--fresh")
+        fresh = run_tiny(nsp_ablation, tmp_path, "--fresh")
         assert found_in(first) == found_in(again) == found_in(fresh)
 
 
@@ -84,8 +75,7 @@ def material():
 
 @pytest.fixture()
 def study(tmp_path):
-    profile = runtime.PROFILES["cpu"]
-    return core.Study("example", profile, True, tmp_path, tmp_path / "example.json")
+    return a_study(tmp_path, tiny=True)
 
 
 class TestNotes:

@@ -1,7 +1,6 @@
 """The study ohsumed: its corpus, its choices, its training, and the test set last."""
 
 import dataclasses
-import json
 import signal
 import subprocess
 import sys
@@ -11,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics as theirs
-from test_studies import tracked, without_times
+from study_runs import a_study, run_tiny, tracked
+from test_studies import without_times
 
-from medlm_utils import bert, data, metrics, runtime, training
+from medlm_utils import bert, data, metrics, training
 from medlm_utils.runtime import MedlmError
 from medlm_utils.studies import core, ohsumed
 
@@ -36,16 +36,13 @@ INDEX = "a/1\ttest\tC02\na/2\ttraining\tC01\na/3\ttraining\tC02\n"
 CORPUS = "Third. \nFirst one. \nSecond\x85one. "
 
 
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch):
-    monkeypatch.setenv("MEDLM_PROFILE", "cpu")
+pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
 
 @pytest.fixture()
 def task(tmp_path):
     """A tiny task whose study makes its parts in a folder of the test."""
-    profile = runtime.PROFILES["cpu"]
-    study = core.Study("ohsumed", profile, True, tmp_path, tmp_path / "ohsumed.json")
+    study = a_study(tmp_path, "ohsumed", tiny=True)
     corpus = ohsumed.read_corpus(tiny=True)
     return ohsumed.Task(study, ohsumed.PLANS["tiny"], corpus, "float32")
 
@@ -263,13 +260,6 @@ class TestTraining:
             core.load_weights(small_model(["a", "b"]), path)
 
 
-def run_tiny(folder, *more):
-    options = ["--tiny", "--out", str(folder), "--work", str(folder / "work"), *more]
-    assert ohsumed.main(options) == 0
-    path = folder / "studies" / "ohsumed.json"
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory):
     """A tiny run: its record, its folder, its steps, its events and its CPU seconds."""
@@ -283,7 +273,7 @@ def unbroken(tmp_path_factory):
         )
         patch.setattr(training._Run, "step", lambda *a: steps.append(1) or step(*a))
         before, started = tracked(), time.process_time()
-        record = run_tiny(folder)
+        record = run_tiny(ohsumed, folder)
         seconds = time.process_time() - started
     assert tracked() == before
     return {
@@ -330,9 +320,9 @@ class TestTiny:
         assert unbroken["events"] == ["train", "fit", "fit", "fit", "fit", "test"]
 
     def test_the_same_again_and_nothing_twice(self, unbroken, tmp_path, capsys):
-        again = run_tiny(unbroken["folder"])
+        again = run_tiny(ohsumed, unbroken["folder"])
         assert "are kept" in capsys.readouterr().err
-        other = run_tiny(tmp_path)
+        other = run_tiny(ohsumed, tmp_path)
         assert "are kept" not in capsys.readouterr().err
         expected = without_times(unbroken["record"])
         assert without_times(again) == without_times(other) == expected
@@ -358,6 +348,8 @@ class TestTiny:
         monkeypatch.setattr(
             training._Run, "step", lambda *a: steps.append(1) or step(*a)
         )
-        assert without_times(run_tiny(tmp_path)) == without_times(unbroken["record"])
+        assert without_times(run_tiny(ohsumed, tmp_path)) == without_times(
+            unbroken["record"]
+        )
         assert len(steps) < unbroken["steps"] - 14  # a trial is kept, half another
         assert not list((tmp_path / "work").rglob("*.checkpoint"))

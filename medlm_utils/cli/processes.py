@@ -29,10 +29,9 @@ class Team:
     """
 
     def __init__(self) -> None:
-        os.environ.setdefault("GOMP_SPINCOUNT", runtime.SPIN)  # before torch starts
-        if (
-            not sys.stderr.isatty()
-        ):  # a log needs no more, and tqdm reads it when loaded
+        runtime.stop_spinning()
+        # A log needs no more lines, and tqdm reads this when it is loaded.
+        if not sys.stderr.isatty():
             os.environ.setdefault("TQDM_MININTERVAL", "30")
             os.environ.setdefault("TQDM_MAXINTERVAL", "30")
         wanted = os.environ.get("MEDLM_PROFILE", "").strip().lower()

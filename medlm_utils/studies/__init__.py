@@ -4,8 +4,6 @@ This package is imported before any of its modules loads torch, whose threads re
 then how long they are to look about for work before they sleep.
 """
 
-import os
-
 from medlm_utils import runtime
 
-os.environ.setdefault("GOMP_SPINCOUNT", runtime.SPIN)
+runtime.stop_spinning()

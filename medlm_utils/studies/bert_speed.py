@@ -8,6 +8,9 @@ precision. A plain loop over notes that are all padded to 512 tokens, as many tu
 have it, is no peer: it shows what padding costs. Asking is measured from text to
 probabilities, with tokenization: ours beside a pipeline of `transformers`.
 
+What padding costs depends on how long the texts are, so it is measured twice: on notes
+of the clinic, and on the abstracts of OHSUMED, read up to the length that is padded to.
+
 Source: chapter 3; `python -m medlm_utils.studies.bert_speed`.
 """
 
@@ -26,7 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medlm_utils import bert, clinic, data, metrics, runtime, training
-from medlm_utils.studies import clinic_runs, core, peers
+from medlm_utils.runtime import MedlmError
+from medlm_utils.studies import clinic_runs, core, ohsumed, peers
 from medlm_utils.studies.peers import Watch
 
 OURS, TRAINER, DEFAULTS = "ours", "hf_trainer", "hf_trainer_defaults"
@@ -46,6 +50,7 @@ class Size:
     warm_up: int  # steps that are not timed
     steps: int  # steps that are
     padded_steps: int  # of the padded loop, which takes long
+    abstract_steps: int  # of our loop on abstracts
     asked: int  # notes
     asked_batch: int
     repeats: int
@@ -59,12 +64,13 @@ def of_chapter(profile: str, **timing: int) -> Size:
 
 
 SIZES = {
-    "tiny": Size(2, 24, 48, 1, 2, 2, 4, 2, 2, 64),
+    "tiny": Size(2, 24, 48, 1, 2, 2, 2, 4, 2, 2, 64),
     "cpu": of_chapter(
         "cpu",
         warm_up=2,
         steps=18,
         padded_steps=3,
+        abstract_steps=6,
         asked=160,
         asked_batch=8,
         repeats=6,
@@ -75,6 +81,7 @@ SIZES = {
         warm_up=10,
         steps=100,
         padded_steps=50,
+        abstract_steps=50,
         asked=8192,
         asked_batch=256,
         repeats=6,
@@ -107,31 +114,43 @@ def draw(tokenizer: Any, size: Size) -> Notes:
     return Notes(list(notes.text), part.rows, part.label)
 
 
+def abstracts(tokenizer: Any, size: Size, tiny: bool) -> Notes:
+    """Abstracts of OHSUMED, or its stand-in; their labels are no diseases, only cost.
+
+    Raises
+    ------
+    MedlmError
+        If the collection cannot be had, or has too few.
+    """
+    known = ohsumed.read_corpus(tiny).train
+    count = (size.warm_up + size.abstract_steps) * size.batch
+    if len(known) < count:
+        raise MedlmError(f"{len(known)} abstracts; expected at least {count}.")
+    order = np.random.default_rng(runtime.SEED).permutation(len(known))[:count]
+    texts = [str(text) for text in known.texts[order]]
+    rows = bert.encode(tokenizer, texts, size.padded_to)
+    return Notes(texts, rows, known.label[order] % len(clinic_runs.labels()))
+
+
 def seconds_of_ours(
     model: bert.Classifier, notes: Notes, size: Size, profile: runtime.Profile
 ) -> float:
     """The timed steps of one epoch, as `bert.finetune` makes them."""
     watch = Watch(profile.device)
     batches = bert.LabelledBatches(notes.rows, notes.label, size.batch)
+    settings = bert.FineTuning(
+        encoder_rate=RATE,
+        head_rate=RATE,
+        warm_up=size.warm_up / len(batches),
+        precision=clinic_runs.precision_of(profile),
+    )
 
     def at(step: int) -> Any:
         if step == size.warm_up:
             watch.start()
         return batches.at(step)
 
-    training.fit(
-        model,
-        at,
-        steps=len(batches),
-        learning_rate=RATE,
-        warm_up=size.warm_up,
-        floor=0.0,
-        schedule=training.warm_up_linear,
-        weight_decay=0.01,
-        betas=(0.9, 0.999),
-        precision=clinic_runs.precision_of(profile),
-        loss=bert.classification_loss,
-    )
+    training.fit(model, at, **bert.loop_settings(settings, len(batches)))
     return watch.stop()
 
 
@@ -150,7 +169,7 @@ def hf_classifier(profile: runtime.Profile, *, as_it_comes: bool = False) -> Any
     torch.manual_seed(runtime.SEED)
     names = dict(enumerate(clinic_runs.labels()))
     folder = data.weights(clinic_runs.ENCODER)
-    with bert._silent():  # it warns of the new head
+    with bert.quiet():  # it warns of the new head
         model = AutoModelForSequenceClassification.from_pretrained(
             folder, num_labels=len(names), id2label=names
         )
@@ -381,9 +400,11 @@ class Table:
         What is timed.
     profile
         Where they run.
+    tiny
+        True: with a stand-in for the abstracts.
     """
 
-    def __init__(self, size: Size, profile: runtime.Profile):
+    def __init__(self, size: Size, profile: runtime.Profile, tiny: bool = False):
         self.size, self.profile = size, profile
         self.ours = clinic_runs.build(seed=runtime.SEED, device=profile.device)
         self.ours.freeze(words=True)
@@ -395,25 +416,38 @@ class Table:
         notes = draw(self.ours.tokenizer, size)
         self.notes = notes.first((size.warm_up + size.steps) * size.batch)
         self.asked = notes.text[: size.asked]
+        self.abstracts = abstracts(self.ours.tokenizer, size, tiny)
 
     def notes_per_second(self, name: str) -> float:
         """Of one repeat of one contestant; its optimiser starts anew, it goes on."""
-        size, arguments = self.size, (self.notes, self.size, self.profile)
-        if name == OURS:
-            seconds = seconds_of_ours(self.ours, *arguments)
-        elif name == PADDED:
-            size = dataclasses.replace(size, steps=size.padded_steps)
-            few = self.notes.first((size.warm_up + size.steps) * size.batch)
-            seconds = seconds_when_padded(self.theirs[name], few, size, self.profile)
-        else:
-            seconds = seconds_in_trainer(
-                self.theirs[name],
-                *arguments,
-                tokenizer=self.ours.tokenizer,
-                by_length=name == TRAINER,
-            )
-        self.model(name).zero_grad()  # gives the memory of the gradients back
-        return size.steps * size.batch / seconds
+        if name in (OURS, PADDED):
+            steps = self.size.steps if name == OURS else self.size.padded_steps
+            return self._per_second(name, self.notes, steps)
+        seconds = seconds_in_trainer(
+            self.theirs[name],
+            self.notes,
+            self.size,
+            self.profile,
+            tokenizer=self.ours.tokenizer,
+            by_length=name == TRAINER,
+        )
+        self.theirs[name].zero_grad()  # gives the memory of the gradients back
+        return self.size.steps * self.size.batch / seconds
+
+    def abstracts_per_second(self, name: str) -> float:
+        """The same on abstracts, by our loop or by the padded one."""
+        size = self.size
+        steps = size.abstract_steps if name == OURS else size.padded_steps
+        return self._per_second(name, self.abstracts, steps)
+
+    def _per_second(self, name: str, texts: Notes, steps: int) -> float:
+        """Texts a second in so many steps of our loop or of the padded one."""
+        size, model = self.size, self.model(name)
+        some = texts.first((size.warm_up + steps) * size.batch)
+        train: Any = seconds_of_ours if name == OURS else seconds_when_padded
+        seconds = train(model, some, size, self.profile)
+        model.zero_grad()
+        return steps * size.batch / seconds
 
     def asked_per_second(self, name: str) -> float:
         """Of one repeat of answers, by ours or by the pipeline."""
@@ -430,10 +464,8 @@ class Table:
         """What a contestant trains."""
         return self.ours if name == OURS else self.theirs[name]
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each note."""
-        return [len(row) for row in self.notes.rows]
+
+_SAME = ("mean_tokens", "mean_tokens_abstracts", "flops_per_note")  # in every repeat
 
 
 def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -452,7 +484,7 @@ def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
     )
     series = {
         name: {one: [r[name][one] for r in repeats] for one in repeats[0][name]}
-        for name in ("notes_per_second", "asked_per_second")
+        for name in ("notes_per_second", "asked_per_second", "abstracts_per_second")
     }
     rates = [repeat["matrix_rate"] for repeat in repeats]
     row = {
@@ -460,14 +492,14 @@ def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
         **series,
         "matrix_rate": rates,
         "precision": clinic_runs.precision_of(study.profile),
-        **{name: repeats[0][name] for name in ("mean_tokens", "flops_per_note")},
+        **{name: repeats[0][name] for name in _SAME},
     }
     return _metrics(row), row
 
 
 def _part(
     study: core.Study,
-    table: Callable[[Size, runtime.Profile], Table],
+    table: Callable[[Size, runtime.Profile, bool], Table],
     size: Size,
     repeat: int,
 ) -> core.Part:
@@ -475,8 +507,8 @@ def _part(
     precision = clinic_runs.precision_of(profile)
 
     def make() -> dict[str, Any]:
-        contestants = table(size, profile)
-        lengths = contestants.lengths
+        contestants = table(size, profile, study.tiny)
+        lengths = [len(row) for row in contestants.notes.rows]
         trained = {
             one: contestants.notes_per_second(one)
             for one in _in_turn(CONTESTANTS, repeat)
@@ -485,12 +517,19 @@ def _part(
             one: contestants.asked_per_second(one)
             for one in _in_turn((OURS, PIPELINE), repeat)
         }
+        abstracts = {
+            one: contestants.abstracts_per_second(one)
+            for one in _in_turn((OURS, PADDED), repeat)
+        }
+        long = [len(row) for row in contestants.abstracts.rows]
         flops = flops_of_step(contestants.ours, lengths) / len(lengths)
         return {
             "notes_per_second": {one: trained[one] for one in CONTESTANTS},
             "asked_per_second": {one: asked[one] for one in (OURS, PIPELINE)},
+            "abstracts_per_second": {one: abstracts[one] for one in (OURS, PADDED)},
             "matrix_rate": matrix_rate(size.matrix, precision, profile.device),
             "mean_tokens": float(np.mean(lengths)),
+            "mean_tokens_abstracts": float(np.mean(long)),
             "flops_per_note": flops,
         }
 
@@ -515,16 +554,25 @@ def _metrics(row: dict[str, Any]) -> dict[str, Any]:
     fastest = max(PEERS, key=lambda name: np.median(trained[name]))
     rows = {f"notes_per_second_{name}": trained[name] for name in CONTESTANTS}
     rows |= {f"asked_per_second_{name}": asked[name] for name in (OURS, PIPELINE)}
+    abstracts = row["abstracts_per_second"]
+    of_abstracts = {f"abstracts_per_second_{n}": v for n, v in abstracts.items()}
     used = [
         100 * speed * row["flops_per_note"] / rate
         for speed, rate in zip(ours, row["matrix_rate"], strict=True)
     ]
     return {
         **{n: {**core.over_repeats(v), "unit": "notes/s"} for n, v in rows.items()},
+        **{
+            n: {**core.over_repeats(v), "unit": "abstracts/s"}
+            for n, v in of_abstracts.items()
+        },
         "ratio_vs_fastest": ratio(ours, trained[fastest]),
         "ratio_vs_hf_trainer_defaults": ratio(ours, trained[DEFAULTS]),
         "padding_cost": ratio(ours, trained[PADDED]),
         "padding_cost_foreseen": row["padded_to"] / row["mean_tokens"],
+        "padding_cost_abstracts": ratio(abstracts[OURS], abstracts[PADDED]),
+        "padding_cost_abstracts_foreseen": row["padded_to"]
+        / row["mean_tokens_abstracts"],
         "asked_ratio_vs_pipeline": ratio(asked[OURS], asked[PIPELINE]),
         "share_of_matrix_rate": {**core.over_repeats(used), "unit": "%"},
     }

@@ -335,23 +335,13 @@ def fit(
     """
     rows = encoded(model, abstracts)
     batches = bert.LabelledBatches(rows, abstracts.label, settings.batch, settings.seed)
-    steps = settings.epochs * len(batches)
     model.freeze(settings.frozen_blocks, settings.frozen_words)
     bert.set_dropout(model, settings.dropout)
     torch.manual_seed(settings.seed)
     return task.study.fit(
         model,
         batches.at,
-        steps=steps,
-        learning_rate=settings.encoder_rate,
-        rates={"head": settings.head_rate / settings.encoder_rate},
-        warm_up=round(settings.warm_up * steps),
-        floor=0.0,
-        schedule=training.warm_up_linear,
-        weight_decay=settings.weight_decay,
-        betas=(0.9, 0.999),
-        precision=settings.precision,
-        loss=functools.partial(bert.classification_loss, smoothing=settings.smoothing),
+        **bert.loop_settings(settings, settings.epochs * len(batches)),
         evaluation=evaluation,
         evaluate_every=len(batches),
         checkpoint_every=task.plan.checkpoint_every,
