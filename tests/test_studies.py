@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from medlm_utils import data, runtime, text, training
 from medlm_utils.runtime import MedlmError
 from medlm_utils.studies import (
+    anomaly_adbench,
+    anomaly_cost,
     bert_learning_curve,
     bert_seeds,
     bert_speed,
@@ -42,13 +44,15 @@ STUDIES = {
     "nsp_ablation": nsp_ablation,
     "ohsumed": ohsumed,
     "bert_learning_curve": bert_learning_curve,
+    "anomaly_adbench": anomaly_adbench,
+    "anomaly_cost": anomaly_cost,
 }
 SHARED = {"core", "peers", "clinic_runs"}  # what studies have in common
 HAS_TRAINER = importlib.util.find_spec("accelerate") is not None
 needs_trainer = pytest.mark.skipif(
     not HAS_TRAINER, reason="the HF Trainer needs accelerate, which is not installed"
 )
-# Those of chapter 2; those of chapter 3 have files of their own.
+# Those of chapter 2; those of other chapters have files of their own.
 EACH = [
     pytest.param("lm_speed", marks=needs_trainer),
     "lm_scaling",
