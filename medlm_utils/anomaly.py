@@ -92,7 +92,7 @@ class Detector(abc.ABC):
             than the method needs (two, or one more than it looks at neighbours), or
             a column is constant and the method divides by its spread.
         """
-        known = _checked(rows, least=self._least_rows())
+        known = _checked(rows, least=self.least_rows())
         self._learn(known)
         self.rows_ = known
         return self
@@ -143,7 +143,8 @@ class Detector(abc.ABC):
     def _check_settings(self) -> None:  # noqa: B027 (some have no settings)
         """Refuses settings out of range."""
 
-    def _least_rows(self) -> int:
+    def least_rows(self) -> int:
+        """How few training rows are enough."""
         return 2
 
     @abc.abstractmethod
@@ -223,7 +224,7 @@ def detector(name: str, *, seed: int = 0, **settings: Any) -> Detector:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class RobustZ(Detector):
-    """The largest robust z of a row: |x - median| / (1.4826 MAD) over its columns.
+    """The largest robust z of a row: ``|x - median| / (1.4826 MAD)`` over columns.
 
     MAD is the median absolute deviation; a few anomalies among the training rows hardly
     move it. It is 0 where more than half of a column has one value; then the mean
@@ -396,7 +397,7 @@ class Knn(Detector):
         _check_choice("reduce", self.reduce, ("mean", "largest"))
         _check_choice("metric", self.metric, METRICS)
 
-    def _least_rows(self) -> int:
+    def least_rows(self) -> int:
         return self.k + 1
 
     def _learn(self, rows: np.ndarray) -> None:
@@ -459,7 +460,7 @@ class Lof(Detector):
     def _check_settings(self) -> None:
         _check_whole("k", self.k)
 
-    def _least_rows(self) -> int:
+    def least_rows(self) -> int:
         return self.k + 1
 
     def _learn(self, rows: np.ndarray) -> None:
@@ -595,7 +596,7 @@ class GaussianMixture(Detector):
         if self.reg_covar is not None:
             _check_between("reg_covar", self.reg_covar, 0, np.inf)
 
-    def _least_rows(self) -> int:
+    def least_rows(self) -> int:
         return max(2, self.components)
 
     def _learn(self, rows: np.ndarray) -> None:

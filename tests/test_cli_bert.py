@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from medlm_utils.cli import main as cli
-from medlm_utils.cli import processes, report, results, tables
+from medlm_utils.cli import pages, processes, report, results, tables
 from medlm_utils.runtime import MedlmError
 
 # Reading CSV files --------------------------------------------------------------------
@@ -1066,7 +1066,7 @@ def test_the_page_stands_alone_and_says_what_its_figures_show(run: Path) -> None
         assert target in ids
     assert 'name="viewport"' in source and "prefers-color-scheme: dark" in source
     assert "DejaVu" not in source  # texts are set in the reader's own font
-    for ink in report._INKS:
+    for ink in pages.INKS:
         assert ink not in source  # every colour follows the page's mode
 
 

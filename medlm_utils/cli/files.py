@@ -94,7 +94,7 @@ def check_output(path: Path, inputs: Sequence[Path], force: bool, needed: int) -
     except OSError as error:  # there is no such folder
         raise unwritable(path, error) from error
     runtime.check_writable(path.parent, "name another")
-    _check_space(path.parent, free, needed)
+    check_space(path.parent, free, needed)
 
 
 def unwritable(path: Path, error: OSError) -> MedlmError:
@@ -147,7 +147,7 @@ class RunFolder:
             self._take()
             finished = self._check(resume)
             if not finished:
-                _check_space(self.folder, shutil.disk_usage(self.folder).free, needed)
+                check_space(self.folder, shutil.disk_usage(self.folder).free, needed)
                 save_json(self.folder / RUN, self.identity)
         except (OSError, MedlmError) as error:
             self.leave()
@@ -226,7 +226,8 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     )
 
 
-def _check_space(folder: Path, free: int, needed: int) -> None:
+def check_space(folder: Path, free: int, needed: int) -> None:
+    """Refuse at the start what would not fit on the disk; sizes in bytes."""
     if free < needed:
         raise MedlmError(
             f"{folder} has {free / 1e6:,.0f} MB free; this needs about "

@@ -74,7 +74,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
             writer = csv.writer(file, lineterminator="\n") if file else None
             if writer:
                 writer.writerow([*notes.heading, *added])
-            for chunk, logits in _computed(chosen, team, notes, model, compute):
+            for chunk, logits in computed(chosen, team, notes, model, compute):
                 shares = results.probabilities(logits, model.temperature)
                 answers = [results.answer(model.labels, p) for p in shares]
                 if writer:
@@ -88,14 +88,14 @@ def run_embed(chosen: argparse.Namespace) -> int:
 
     team = Team()
     with team.one_voice():
-        model = team.all_do(lambda: _encoder(chosen.model))
+        model = team.all_do(lambda: load_encoder(chosen.model))
         width = model.encoder.config.hidden_size
         notes = team.all_do(lambda: _checked(chosen, model, 4 * width))
         compute = functools.partial(bert.embed, precision=team.profile.precision)
         with _output(team, chosen.output, "wb") as file:
             if file:
                 _write_header(file, (notes.count, width))
-            for _, vectors in _computed(chosen, team, notes, model, compute):
+            for _, vectors in computed(chosen, team, notes, model, compute):
                 if file:
                     file.write(np.ascontiguousarray(vectors, "<f4").data)
     return _done(team, chosen, notes)
@@ -107,7 +107,7 @@ def _write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
     np.lib.format.write_array_header_1_0(file, kind)
 
 
-def _encoder(name: str) -> bert.Classifier:
+def load_encoder(name: str) -> bert.Classifier:
     """The model of a run, or an encoder with a head that nobody asks."""
     from medlm_utils import bert
 
@@ -152,7 +152,7 @@ def _output(team: Team, path: Path, mode: str) -> Iterator[IO[Any] | None]:
         yield file
 
 
-def _computed(
+def computed(
     chosen: argparse.Namespace,
     team: Team,
     notes: tables.Stream,

@@ -6,13 +6,12 @@ Colours follow the reader's light or dark mode, the figures' too.
 
 from __future__ import annotations
 
-import html
-import io
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+
+from medlm_utils.cli import pages
 
 Content = dict[str, Any]
 
@@ -37,67 +36,6 @@ _METRICS = {
     "log_loss": "Log-loss, nats a note",
 }
 
-# What matplotlib writes for a colour, and what the page puts there.
-_INKS = {
-    "#010101": "var(--ink)",
-    "#020202": "var(--line)",
-    "#030303": "var(--one)",
-    "#040404": "var(--two)",
-}
-_INK, _LINE, _ONE, _TWO = _INKS
-_STYLE: Any = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": _INK,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": _INK,
-    "axes.prop_cycle": f"cycler('color', ['{_ONE}', '{_TWO}'])",
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.facecolor": "none",
-    "font.size": 10,
-    "grid.color": _LINE,
-    "legend.frameon": False,
-    "svg.fonttype": "none",  # text stays text, in the reader's font
-    "svg.hashsalt": "medlm",  # the same figure gives the same file
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-}
-
-_CSS = """
-:root { color-scheme: light dark; --paper: #ffffff; --ink: #1c1c1c; --faint: #595959;
-  --line: #c9c9c9; --one: #0067a3; --two: #b34700; --shade: #0067a3;
-  --warn: #a3195b; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181a; --ink: #ececec;
-  --faint: #b0b0b0; --line: #4a4d50; --one: #6cb8ea; --two: #ff9e5e; --shade: #3f93cc;
-  --warn: #ff8fc0; } }
-body { background: var(--paper); color: var(--ink); margin: 0 auto; max-width: 60rem;
-  padding: 1rem; font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.6rem; line-height: 1.2; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-p, ul { max-width: 42rem; } code { font-size: .9em; }
-.faint { color: var(--faint); }
-.caution { border-left: .3rem solid var(--warn); padding: .1rem 1rem; margin: 1rem 0; }
-.figures { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
-figure { margin: 0; } figure svg { display: block; width: 100%; height: auto;
-  max-width: 28rem; font-family: system-ui, sans-serif; }
-figcaption { color: var(--faint); font-size: .9rem; max-width: 28rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem;
-  overflow-wrap: normal; }
-p.faint { font-size: .9rem; margin: .5rem 0; }
-th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid var(--line);
-  font-variant-numeric: tabular-nums; vertical-align: top; }
-th { font-weight: 600; } th[scope=row] { text-align: left; font-weight: 400; }
-td.words { text-align: left; }
-@media (max-width: 30rem) { table { font-size: .8rem; }
-  th, td { padding: .25rem .3rem; } }
-.matrix td { background: color-mix(in srgb, var(--shade) var(--share), transparent);
-  min-width: 1.6rem; padding: .25rem .35rem; }
-.matrix thead th { writing-mode: vertical-rl; rotate: 180deg; text-align: left;
-  padding: .35rem; border: 0; font-weight: 400; }
-"""
-
 
 def page(content: Content) -> str:
     """The report as an HTML page.
@@ -112,7 +50,7 @@ def page(content: Content) -> str:
     str
         A page that needs no other file.
     """
-    sections: dict[str, Callable[[Content], str]] = {
+    makers: dict[str, Callable[[Content], str]] = {
         "How good it is": _metrics,
         "What was learned when": _curves,
         "What is taken for what": _confusion,
@@ -123,17 +61,8 @@ def page(content: Content) -> str:
         "How it was run": _run,
     }
     title = f"A classifier of notes, fine-tuned from {content['model']['base']}"
-    body = "\n".join(
-        f"<section>\n<h2>{_text(name)}</h2>\n{make(content)}\n</section>"
-        for name, make in sections.items()
-    )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        f"<main>\n<h1>{_text(title)}</h1>\n{_summary(content)}\n{_caution()}\n"
-        f"{_warnings(content)}{body}\n</main>\n</body>\n</html>\n"
-    )
+    lead = f"{_summary(content)}\n{pages.caution(CAUTION)}\n{_warnings(content)}"
+    return pages.whole(title, lead + pages.sections(content, makers))
 
 
 def in_words(content: Content, part: str) -> str:
@@ -163,17 +92,10 @@ def _summary(content: Content) -> str:
     )
 
 
-def _caution() -> str:
-    return (
-        '<p class="caution" role="note"><strong>Clinical caution.</strong> '
-        f"{_text(CAUTION)}</p>"
-    )
-
-
 def _warnings(content: Content) -> str:
     if not content["warnings"]:
         return ""
-    lines = "".join(f"<li>{_text(line)}</li>" for line in content["warnings"])
+    lines = "".join(f"<li>{pages.text(line)}</li>" for line in content["warnings"])
     return f"<p><strong>Warnings</strong></p>\n<ul>{lines}</ul>\n"
 
 
@@ -199,7 +121,7 @@ def _metrics(content: Content) -> str:
         "cost. The epoch and the temperature were chosen on the validation notes, so "
         f"numbers on them are somewhat too good.{once}</p>"
     )
-    return _table(["", *parts], rows, caption, "Metrics") + text
+    return pages.table(["", *parts], rows, caption, "Metrics") + text
 
 
 def _curves(content: Content) -> str:
@@ -213,7 +135,7 @@ def _curves(content: Content) -> str:
     def draw_losses(ax: Any) -> None:
         ax.plot(at, loss, label="training")
         ax.plot(ends, losses, "s--", label="validation")
-        _finish(ax, "epochs", "loss, nats a note", best)
+        pages.finish(ax, "epochs", "loss, nats a note", best)
 
     def draw_shares(ax: Any) -> None:
         lines: list[tuple[str, str, str]] = [
@@ -222,19 +144,19 @@ def _curves(content: Content) -> str:
         ]
         for name, label, style in lines:
             ax.plot(ends, [epoch[name] for epoch in epochs], style, label=label)
-        _finish(ax, "epochs", "share, validation", best)
+        pages.finish(ax, "epochs", "share, validation", best)
 
     in_words = ", ".join(f"{value:.3f}" for value in losses)
     shares = ", ".join(f"{epoch['accuracy']:.3f}" for epoch in epochs)
-    return _figures(
-        _figure(
+    return pages.figures(
+        pages.figure(
             "loss",
             draw_losses,
             f"Training loss goes from {loss[0]:.2f} to {loss[-1]:.2f} nats a note. "
             f"Validation loss after each epoch: {in_words}.",
             f"Loss. The model is that of epoch {best}, where validation was best.",
         ),
-        _figure(
+        pages.figure(
             "shares",
             draw_shares,
             f"Validation accuracy after each epoch: {shares}.",
@@ -247,9 +169,9 @@ def _confusion(content: Content) -> str:
     part, names = _last_part(content), _names(content)
     counts = np.asarray(content["parts"][part]["confusion"])
     shown, remark = _shown_classes(content)
-    head = "".join(f'<th scope="col">{_text(names[c])}</th>' for c in shown)
+    head = "".join(f'<th scope="col">{pages.text(names[c])}</th>' for c in shown)
     rows = "".join(
-        f'<tr><th scope="row">{_text(names[row])}</th>'
+        f'<tr><th scope="row">{pages.text(names[row])}</th>'
         + "".join(_shaded(counts[row, c], counts[row].sum()) for c in shown)
         + "</tr>"
         for row in shown
@@ -262,7 +184,7 @@ def _confusion(content: Content) -> str:
         f"{part.capitalize()} notes: the truth in rows, what was predicted in columns. "
         f"The stronger the colour, the larger the share of the row.{remark}"
     )
-    return _captioned(table, caption, "Confusion matrix")
+    return pages.captioned(table, caption, "Confusion matrix")
 
 
 def _shaded(count: int, total: int) -> str:
@@ -275,23 +197,23 @@ def _calibration(content: Content) -> str:
     found = content["parts"][part]
 
     def draw(ax: Any) -> None:
-        ax.plot([0, 1], [0, 1], color=_LINE, label="promise kept")
+        ax.plot([0, 1], [0, 1], color=pages.LINE, label="promise kept")
         for when, style, label in (
             ("before", "o:", "as learned"),
             ("after", "s-", "calibrated"),
         ):
             ax.plot(*_points(found[when]), style, label=label)
         ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
-        _finish(ax, "probability of the named class", "share that was right")
+        pages.finish(ax, "probability of the named class", "share that was right")
 
     temperature = content["model"]["temperature"]
     remark = content["model"]["temperature_remark"]
     before, after = (found[when]["error"] for when in ("before", "after"))
     return (
         f"<p>Logits are divided by {temperature:.3f}, the temperature that fits the "
-        f"validation notes best. {_text(remark)}</p>"
-        + _figures(
-            _figure(
+        f"validation notes best. {pages.text(remark)}</p>"
+        + pages.figures(
+            pages.figure(
                 "calibration",
                 draw,
                 "Share that was right against the probability given, in ten bins. "
@@ -314,7 +236,7 @@ def _bins_table(found: dict[str, Any]) -> str:
     ]
     heads = ["probability", "notes", "right"]
     caption = "Calibrated: how many notes lie behind each point."
-    return _table(heads, rows, caption, "Calibration")
+    return pages.table(heads, rows, caption, "Calibration")
 
 
 def _classes(content: Content) -> str:
@@ -335,7 +257,7 @@ def _classes(content: Content) -> str:
     caption = (
         f"{part.capitalize()} notes. A dash has no value: nothing to count.{remark}"
     )
-    return _table(heads, rows, caption, "Each class")
+    return pages.table(heads, rows, caption, "Each class")
 
 
 def _data(content: Content) -> str:
@@ -358,7 +280,7 @@ def _data(content: Content) -> str:
         else "<p>The files name no patients: whether one has notes in two parts could "
         "not be checked. If so, the numbers above are too good.</p>"
     )
-    return _table(heads, rows, caption, "Data") + text
+    return pages.table(heads, rows, caption, "Data") + text
 
 
 def _card(content: Content) -> str:
@@ -379,7 +301,7 @@ def _card(content: Content) -> str:
         "May reveal": "parts of its training notes: keep it where they may be kept",
         "Files": "safetensors and JSON; nothing in them is executed",
     }
-    return _table([], facts.items(), "", "Model card", words=True)
+    return pages.table([], facts.items(), "", "Model card", words=True)
 
 
 def _run(content: Content) -> str:
@@ -395,17 +317,13 @@ def _run(content: Content) -> str:
         "Date": content["date"],
     }
     return (
-        _table([], facts.items(), "", "The run", words=True)
+        pages.table([], facts.items(), "", "The run", words=True)
         + "<p>To use it: <code>medlm predict --model model --input notes.csv --output "
         "out.csv</code>, in the folder of this page.</p>"
     )
 
 
 # Words, tables, figures ---------------------------------------------------------------
-
-
-def _text(words: Any) -> str:
-    return html.escape(str(words))
 
 
 def _names(content: Content) -> list[str]:
@@ -438,81 +356,6 @@ def _estimate(found: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
-
-
-def _table(
-    heads: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    caption: str,
-    name: str,
-    words: bool = False,
-) -> str:
-    """A table of numbers, or of words; the first cell of a row is its heading."""
-    kind = ' class="words"' if words else ""
-    body = "".join(
-        f'<tr><th scope="row">{_text(first)}</th>'
-        + "".join(f"<td{kind}>{_text(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    cells = "".join(
-        f'<th scope="col">{_text(head)}</th>' if head else "<td></td>" for head in heads
-    )
-    head = f"<thead><tr>{cells}</tr></thead>" if heads else ""
-    table = f"<table>{head}<tbody>{body}</tbody></table>"
-    return _captioned(table, caption, name)
-
-
-def _captioned(table: str, caption: str, name: str) -> str:
-    """A table that scrolls in its own box, which the keyboard reaches."""
-    above = f'<p class="faint">{_text(caption)}</p>' if caption else ""
-    return (
-        f'<div>{above}<div class="wide" role="region" tabindex="0" '
-        f'aria-label="{_text(name)}">{table}</div></div>\n'
-    )
-
-
-def _figures(*figures: str) -> str:
-    return f'<div class="figures">{"".join(figures)}</div>'
-
-
-def _figure(name: str, draw: Callable[[Any], None], alt: str, caption: str) -> str:
-    return (
-        f'<figure role="group">{_svg(name, draw, alt)}'
-        f"<figcaption>{_text(caption)}</figcaption></figure>"
-    )
-
-
-def _svg(name: str, draw: Callable[[Any], None], alt: str) -> str:
-    """A drawing as part of the page, in its colours."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        figure = Figure(figsize=(4.4, 3.2), layout="constrained")
-        draw(figure.add_subplot())
-        written = io.StringIO()
-        silent = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(written, format="svg", metadata=silent)
-    drawn = written.getvalue()
-    drawn = drawn[drawn.index("<svg") :]
-    for colour, ink in _INKS.items():
-        drawn = drawn.replace(colour, ink)
-    # Names must be unique in a page; texts are set in the page's own font.
-    drawn = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", drawn)
-    drawn = re.sub("'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", drawn)
-    return drawn.replace("<svg", f'<svg role="img" aria-label="{_text(alt)}"', 1)
-
-
-def _finish(ax: Any, xlabel: str, ylabel: str, best: int | None = None) -> None:
-    """Labels and legend; a line at the epoch that was kept."""
-    if best is not None:
-        ax.axvline(best, color=_LINE, linewidth=4, zorder=0)
-        ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.legend()
 
 
 def _smoothed(loss: Sequence[float], per_epoch: int) -> tuple[np.ndarray, np.ndarray]:

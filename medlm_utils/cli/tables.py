@@ -88,12 +88,13 @@ class Stream:
         while chunk := [fields for _, fields in itertools.islice(reading, size)]:
             seen += len(chunk)
             if any(_is_empty(fields[self.column]) for fields in chunk):
-                raise self._changed()
+                raise self.changed()
             yield chunk
         if seen != self.count:
-            raise self._changed()
+            raise self.changed()
 
-    def _changed(self) -> MedlmError:
+    def changed(self) -> MedlmError:
+        """The error of a file that is no longer the one that was checked."""
         return MedlmError(
             f"{self.path} has changed while it was read; expected the same "
             f"{self.count:,} rows to the end. Run the command again."
@@ -123,18 +124,18 @@ def read(path: Path, text: str, label: str, patient: str | None) -> Table:
     _, heading = next(reading)
     wanted = {"text": text, "label": label}
     wanted |= {"patient": patient} if patient is not None else {}
-    places = {what: _place(path, heading, wanted[what], what) for what in wanted}
+    places = {what: place_of(path, heading, wanted[what], what) for what in wanted}
     lines, kept = [], []
     for line, fields in reading:
         lines.append(line)
         kept.append([fields[place] for place in places.values()])
     if not kept:
-        raise _no_rows(path)
+        raise no_rows(path)
     columns = dict(zip(wanted, zip(*kept, strict=True), strict=True))
     for what, values in columns.items():
         is_missing = _is_empty if what == "text" else _is_missing
         missing = [n for n, v in zip(lines, values, strict=True) if is_missing(v)]
-        _refuse_missing(path, what, wanted[what], missing)
+        refuse_missing(path, what, wanted[what], missing)
     return Table(
         path,
         sha256(path),
@@ -218,8 +219,8 @@ def _refuse_unseen(training: Table, other: Table, known: Sequence[str]) -> None:
     unseen = classes([label for label in other.label if label not in set(known)])
     if unseen:
         raise MedlmError(
-            f"{other.path} has {_listing(unseen, 'label')} that {training.path} does "
-            f"not have; its labels are {_listing(known)}. A model cannot learn a class "
+            f"{other.path} has {listing(unseen, 'label')} that {training.path} does "
+            f"not have; its labels are {listing(known)}. A model cannot learn a class "
             "without training notes: add some, or leave these rows out."
         )
 
@@ -228,7 +229,7 @@ def _refuse_shared_patients(one: Table, other: Table) -> None:
     shared = classes(list(set(one.patient or ()) & set(other.patient or ())))
     if shared:
         raise MedlmError(
-            f"{one.path} and {other.path} share {_listing(shared, 'patient')}; "
+            f"{one.path} and {other.path} share {listing(shared, 'patient')}; "
             "expected all notes of a patient in one file, else the model is tested on "
             "people whom it knows. Split by patient."
         )
@@ -255,15 +256,15 @@ def scan(path: Path, text: str) -> Stream:
     """
     reading = iter(rows(path))
     _, heading = next(reading)
-    column = _place(path, heading, text, "text")
+    column = place_of(path, heading, text, "text")
     missing, count = [], 0
     for line, fields in reading:
         count += 1
         if _is_empty(fields[column]):
             missing.append(line)
     if not count:
-        raise _no_rows(path)
-    _refuse_missing(path, "text", text, missing)
+        raise no_rows(path)
+    refuse_missing(path, "text", text, missing)
     return Stream(path, tuple(heading), column, count)
 
 
@@ -318,7 +319,7 @@ def _is_missing(value: str) -> bool:
     return value.strip().lower() in MISSING
 
 
-def _place(path: Path, heading: list[str], name: str, what: str) -> int:
+def place_of(path: Path, heading: list[str], name: str, what: str) -> int:
     """Where the column of this name stands."""
     if heading.count(name) == 1:
         return heading.index(name)
@@ -338,7 +339,8 @@ def _place(path: Path, heading: list[str], name: str, what: str) -> int:
     )
 
 
-def _refuse_missing(path: Path, what: str, column: str, lines: list[int]) -> None:
+def refuse_missing(path: Path, what: str, column: str, lines: list[int]) -> None:
+    """One clear error if a column is empty in these lines of a file."""
     if lines:
         rows_ = "1 row" if len(lines) == 1 else f"{len(lines):,} rows"
         where = "in" if len(lines) == 1 else "the first in"
@@ -348,7 +350,8 @@ def _refuse_missing(path: Path, what: str, column: str, lines: list[int]) -> Non
         )
 
 
-def _no_rows(path: Path) -> MedlmError:
+def no_rows(path: Path) -> MedlmError:
+    """The error of a file that ends after its heading."""
     return MedlmError(
         f"{path} has a heading and no rows; expected one note in each row."
     )
@@ -392,7 +395,7 @@ def _is_bad(line: bytes) -> bool:
     return False
 
 
-def _listing(names: Sequence[str], noun: str = "") -> str:
+def listing(names: Sequence[str], noun: str = "") -> str:
     """The first three names, and how many there are in all; with a noun before them."""
     shown = ", ".join(map(repr, names[:3]))
     if len(names) > 3:
