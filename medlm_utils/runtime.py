@@ -600,7 +600,8 @@ def peak_memory_gb() -> float | None:
 
 def hardware(device: str) -> str:
     """The machine in words: cores and processor family, and the GPU that was used."""
-    words = f"{cores()} cores, {platform.machine()}"
+    many = "core" if cores() == 1 else "cores"
+    words = f"{cores()} {many}, {platform.machine()}"
     if device == "cuda":
         import torch
 

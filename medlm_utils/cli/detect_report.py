@@ -10,15 +10,13 @@ import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from medlm_utils import anomaly, runtime
 from medlm_utils.cli import pages, tables
-
-if TYPE_CHECKING:
-    from medlm_utils.cli import detect
+from medlm_utils.cli.search import Found, Plan
 
 Content = dict[str, Any]
 
@@ -46,7 +44,7 @@ article p, article ul { margin: .3rem 0; max-width: 48rem; }
 # What is known ------------------------------------------------------------------------
 
 
-def content(plan: detect.Plan, found: detect.Found, device: str) -> Content:
+def content(plan: Plan, found: Found, device: str) -> Content:
     """What the report holds.
 
     Parameters
@@ -77,7 +75,7 @@ def content(plan: detect.Plan, found: detect.Found, device: str) -> Content:
     }
 
 
-def command(plan: detect.Plan) -> str:
+def command(plan: Plan) -> str:
     """The command with its settings; of paths only the last part."""
     words = ["medlm", "detect"]
     for name, value in vars(plan.chosen).items():
@@ -108,7 +106,7 @@ def distribution(scores: np.ndarray, threshold: float) -> Content:
     }
 
 
-def _input_facts(plan: detect.Plan) -> Content:
+def _input_facts(plan: Plan) -> Content:
     source = plan.source
     return {
         "file": source.path.name,
@@ -121,7 +119,7 @@ def _input_facts(plan: detect.Plan) -> Content:
     }
 
 
-def _vectors_in_words(plan: detect.Plan) -> str:
+def _vectors_in_words(plan: Plan) -> str:
     """What a row is to the detector."""
     source = plan.source
     if source.columns:
@@ -134,7 +132,7 @@ def _vectors_in_words(plan: detect.Plan) -> str:
     return f"the mean of its last hidden states in {Path(plan.chosen.model).name}"
 
 
-def _fitted_facts(plan: detect.Plan) -> Content:
+def _fitted_facts(plan: Plan) -> Content:
     is_new = plan.usual is not None
     return {
         "how": "inductive" if is_new else "transductive",
@@ -144,7 +142,7 @@ def _fitted_facts(plan: detect.Plan) -> Content:
     }
 
 
-def _detector_facts(plan: detect.Plan) -> Content:
+def _detector_facts(plan: Plan) -> Content:
     name = plan.chosen.detector
     said = (inspect.getdoc(anomaly.DETECTORS[name]) or name).splitlines()[0]
     settings = {
@@ -160,7 +158,7 @@ def _detector_facts(plan: detect.Plan) -> Content:
     }
 
 
-def _flagged(plan: detect.Plan, found: detect.Found) -> list[Content]:
+def _flagged(plan: Plan, found: Found) -> list[Content]:
     """The rows at the top, with their texts, neighbours and columns."""
     rows = found.flagged[:LISTED]
     near = found.nearest[:LISTED]
@@ -186,7 +184,7 @@ def _flagged(plan: detect.Plan, found: detect.Found) -> list[Content]:
     return listed
 
 
-def _outstanding(plan: detect.Plan, row: int, deviations: np.ndarray) -> list[Content]:
+def _outstanding(plan: Plan, row: int, deviations: np.ndarray) -> list[Content]:
     """The columns with the largest robust z, of either sign."""
     values = plan.source.values
     assert values is not None
