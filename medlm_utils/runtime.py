@@ -59,6 +59,12 @@ class Profile:
     bert_batch: int  # notes a step
     bert_dropout: float
     bert_explained: int  # notes that are taken apart, phrase by phrase
+    # chapter 4, anomalies
+    anomaly_points: int  # of the plane, for training and again for the test
+    anomaly_patients: int  # usual ones, from whose notes detectors learn
+    anomaly_test_patients: int  # usual ones in the test
+    anomaly_odd_patients: int  # of each kind, in the test
+    anomaly_draws: int  # of patients, for the intervals of the large table
 
 
 # The one dial. MEDLM_PROFILE chooses a row; a bigger machine means bigger numbers here.
@@ -86,6 +92,11 @@ PROFILES = {
         bert_batch=16,
         bert_dropout=0.0,
         bert_explained=18,
+        anomaly_points=1000,
+        anomaly_patients=900,
+        anomaly_test_patients=300,
+        anomaly_odd_patients=100,
+        anomaly_draws=200,
     ),
     "gpu": Profile(
         name="gpu",
@@ -110,6 +121,11 @@ PROFILES = {
         bert_batch=32,
         bert_dropout=0.1,
         bert_explained=100,
+        anomaly_points=5000,
+        anomaly_patients=6000,
+        anomaly_test_patients=1500,
+        anomaly_odd_patients=500,
+        anomaly_draws=1000,
     ),
 }
 
