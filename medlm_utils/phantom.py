@@ -1,9 +1,9 @@
 """The simulated scanner: chest slice in HU -> projections -> image, with exact ceiling.
 
 Knows nothing about models. A patient has an anatomy and a label; each slice gets
-opacities whose number, kind, diameter and contrast are drawn from known densities, so the
-likelihood ratio of the label is a sum. The slice is painted on a grid twice as fine as
-the image, projected, counted in photons, and reconstructed.
+opacities whose number, kind, diameter and contrast are drawn from known densities, so
+the likelihood ratio of the label is a sum. The slice is painted on a grid twice as fine
+as the image, projected, counted in photons, and reconstructed.
 
 Axes: ``slices``, ``height``, ``width`` (images), ``views``, ``bins`` (projections),
 ``patients``. Lengths are in mm, CT numbers in Hounsfield units (HU). x grows to the
@@ -237,40 +237,12 @@ class Cohort:
 # The anatomy --------------------------------------------------------------------------
 
 # Traits of a patient, each standard normal and cut at two: column of the draw.
-_TRAITS = [
-    "width",
-    "depth",
-    "square",
-    "fat",
-    "muscle",
-    "shift_x",
-    "shift_y",
-    "heart",
-    "heart_x",
-    "heart_angle",
-    "aorta",
-    "vertebra",
-    "enhanced",
-    "lung",
-    "gravity",
-    "ribs",
-    "rib_phase",
-    "level",
-    "mediastinum",
-    "trachea",
-    "sternum",
-    "fat_side",
-    "fat_back",
-    "bone",
-    "calcium",
-    "lobe",
-    "tilt",
-    "table",
-    "bumps1",
-    "bumps2",
-    "bumps3",
-    "bumps4",
-]
+_TRAITS = tuple(
+    """width depth square fat muscle shift_x shift_y heart heart_x heart_angle aorta
+    vertebra enhanced lung gravity ribs rib_phase level mediastinum trachea sternum
+    fat_side fat_back bone calcium lobe tilt table bumps1 bumps2 bumps3 bumps4
+    """.split()  # noqa: SIM905
+)
 
 
 class _Painter:
@@ -452,7 +424,7 @@ class _Chest:
         return outline.astype(np.float32).ravel()[self.turn] - self.radius
 
     def arcs(self, middle: np.ndarray, half: np.ndarray, hu: np.ndarray) -> None:
-        """Bones that follow the wall: a shell around marrow, ``half`` thick each side."""
+        """Bones along the wall: a shell around marrow, ``half`` thick each way."""
         away = np.abs(self.depth(middle))
         thick = half.astype(np.float32).ravel()[self.turn]
         pixel = self._all(self.canvas.pixel)
@@ -617,18 +589,24 @@ class _Chest:
             canvas.disc(x, y, a - 1, b - 3, blood)
         # The heart: wall, then chambers.
         h = self.heart
-        for step, hu, dx, dy, a, b in (
-            (0, soft, 0, 0, 1.0, 1.0),
-            (1, blood, 0.42, -0.02, 0.44, 0.40),  # left ventricle
-            (2, blood - 6, -0.02, -0.42, 0.58, 0.36),  # right ventricle
-            (3, blood - 4, -0.55, -0.02, 0.30, 0.46),  # right atrium
-            (4, blood + 2, -0.18, 0.52, 0.46, 0.34),  # left atrium
+        for hu, dx, dy, long, short in (
+            (soft, 0, 0, 1.0, 1.0),
+            (blood, 0.42, -0.02, 0.44, 0.40),  # left ventricle
+            (blood - 6, -0.02, -0.42, 0.58, 0.36),  # right ventricle
+            (blood - 4, -0.55, -0.02, 0.30, 0.46),  # right atrium
+            (blood + 2, -0.18, 0.52, 0.46, 0.34),  # left atrium
         ):
-            del step
             cos, sin = np.cos(h["angle"]), np.sin(h["angle"])
-            x = h["x"] + dx * h["a"] * cos - dy * h["b"] * sin
-            y = h["y"] + dx * h["a"] * sin + dy * h["b"] * cos
-            canvas.disc(x, y, a * h["a"], b * h["b"], hu, h["angle"], heart)
+            along, across = dx * h["a"], dy * h["b"]
+            canvas.disc(
+                h["x"] + along * cos - across * sin,
+                h["y"] + along * sin + across * cos,
+                long * h["a"],
+                short * h["b"],
+                hu,
+                h["angle"],
+                heart,
+            )
         # Above: ascending aorta, pulmonary trunk and its branches, superior cava.
         front = y0 - self.top
         canvas.disc(x0 - 6, front + 46, 16 * size, 16 * size, blood, share=great)
