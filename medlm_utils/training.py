@@ -196,6 +196,32 @@ def adamw(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, fused=True)
 
 
+def sgd(
+    model: nn.Module,
+    weight_decay: float = 0.0,
+    momentum: float = 0.9,
+    learning_rate: float = 1e-2,
+    rates: Mapping[str, float] | None = None,
+) -> torch.optim.SGD:
+    """Gradient descent with momentum over `parameter_groups`, as one kernel of torch.
+
+    Parameters
+    ----------
+    model, weight_decay, rates
+        As in `parameter_groups`.
+    momentum
+        The share of the last step that is taken again.
+    learning_rate
+        Until a schedule changes it.
+
+    Source: Polyak 1964; chapter 5.
+    """
+    groups = parameter_groups(model, weight_decay, rates)
+    for group in groups:
+        group["lr"] = learning_rate * group["factor"]
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, fused=True)
+
+
 def warm_up_cosine(
     step: int, steps: int, peak: float, warm_up: int, floor: float = 0.1
 ) -> float:
@@ -351,6 +377,8 @@ def fit(
     weight_decay: float = 0.1,
     rates: Mapping[str, float] | None = None,
     betas: tuple[float, float] = (0.9, 0.95),
+    optimiser: str = "adamw",
+    momentum: float = 0.9,
     clip: float = 1.0,
     precision: str = "float32",
     loss: Loss = language_loss,
@@ -384,8 +412,14 @@ def fit(
         Peak, steps and share of the schedule.
     schedule
         `warm_up_cosine` or `warm_up_linear`.
-    weight_decay, rates, betas
+    weight_decay, rates
+        Of the optimiser.
+    betas
         Of `adamw`.
+    optimiser
+        ``"adamw"`` or ``"sgd"``.
+    momentum
+        Of `sgd`.
     clip
         The largest norm of the gradient over all parameters.
     precision
@@ -424,8 +458,13 @@ def fit(
         If a setting is out of range, a batch has no target, the loss is no longer
         finite, or the checkpoint cannot be written or belongs to another run.
 
-    Source: chapters 2 and 3.
+    Source: chapters 2, 3 and 5.
     """
+    if optimiser not in ("adamw", "sgd") or not 0 <= momentum < 1:
+        raise MedlmError(
+            f"The optimiser is {optimiser!r} with momentum {momentum}; expected 'adamw' "
+            "or 'sgd', and a momentum of at least 0 and below 1."
+        )
     if not clip > 0:
         raise MedlmError(f"clip is {clip}; expected a norm above 0.")
     if keep_best and evaluation is None:
@@ -443,9 +482,17 @@ def fit(
         "precision": precision,
     }
     settings |= _unusual(schedule, rates, keep_best, team)
+    if optimiser == "sgd":
+        settings |= {"optimiser": optimiser, "momentum": momentum}
+
+    def make_optimiser() -> torch.optim.Optimizer:
+        if optimiser == "sgd":
+            return sgd(model, weight_decay, momentum, learning_rate, rates)
+        return adamw(model, weight_decay, betas, learning_rate, rates)
+
     run = _Run(
         model,
-        lambda: adamw(model, weight_decay, betas, learning_rate, rates),
+        make_optimiser,
         precision,
         {**(identity or {}), **settings},
         team,
@@ -463,6 +510,7 @@ def fit(
             if checkpoint is not None and _is_due(done, checkpoint_every, steps):
                 run.save(checkpoint)
     run.read_losses()
+    team.agree_on_buffers(model)
     if run.best:
         model.load_state_dict(run.best, strict=False)
     model.eval()
@@ -548,6 +596,18 @@ class _Team:
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
+
+    def agree_on_buffers(self, model: nn.Module) -> None:
+        """The main process's buffers, in every process.
+
+        Each process has seen its own rows, so the running means of a batch
+        normalisation differ until the next step.
+        """
+        if self.size > 1:
+            from accelerate.utils import broadcast
+
+            for buffer in model.buffers():
+                buffer.copy_(broadcast(buffer.detach().clone()))
 
     def all_find(self, path: Path) -> bool:
         """True where every process sees the file, False where none does."""
@@ -676,6 +736,7 @@ class _Run:
         Processes may round differently, and must not disagree about which is best.
         """
         self.joined.eval()
+        self.team.agree_on_buffers(self.model)
         given = self.team.agreed(evaluation())
         if isinstance(given, Mapping):
             self.history.measures.append({n: float(v) for n, v in given.items()})
@@ -713,7 +774,8 @@ class _Run:
         """Weights, the optimiser's memory and torch's generators, by name."""
         tensors = {f"model.{n}": t for n, t in _weights(self.model).items()}
         for number, memory in self.optimiser.state_dict()["state"].items():
-            tensors |= {f"optimiser.{number}.{n}": t for n, t in memory.items()}
+            kept = {n: t for n, t in memory.items() if t is not None}
+            tensors |= {f"optimiser.{number}.{n}": t for n, t in kept.items()}
         tensors |= {f"best.{n}": t for n, t in self.best.items()}
         tensors["generator.cpu"] = self.team.gather(torch.get_rng_state())
         if self.device.type == "cuda":

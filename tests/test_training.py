@@ -258,6 +258,41 @@ class TestFit:
         batch = batches.at(0)[:, :-1]
         torch.testing.assert_close(ours(batch), theirs(batch), atol=1e-3, rtol=1e-3)
 
+    def test_sgd_equals_that_of_torch_by_hand(self, batches):
+        ours, theirs = tiny_model(), tiny_model()
+        settings = {"steps": 12, "learning_rate": 0.3, "warm_up": 3, "floor": 0.2}
+        training.fit(
+            ours,
+            batches.at,
+            **settings,
+            optimiser="sgd",
+            momentum=0.8,
+            weight_decay=0.01,
+            rates={"blocks": 2.0, "blocks.1": 0.5},
+        )
+        groups = training.parameter_groups(
+            theirs, 0.01, rates={"blocks": 2.0, "blocks.1": 0.5}
+        )
+        plain = torch.optim.SGD(groups, lr=1.0, momentum=0.8)
+        for step in range(12):
+            for group in plain.param_groups:
+                rate = training.warm_up_cosine(step, 12, 0.3, 3, 0.2)
+                group["lr"] = rate * group["factor"]
+            nats, count = training.language_loss(theirs, batches.at(step))
+            plain.zero_grad()
+            (nats / count).backward()
+            nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
+            plain.step()
+        for name, weight in weights_of(theirs).items():
+            torch.testing.assert_close(weights_of(ours)[name], weight, msg=name)
+
+    @pytest.mark.parametrize(
+        "wrong", [{"optimiser": "adam"}, {"optimiser": "sgd", "momentum": 1.0}]
+    )
+    def test_an_optimiser_that_is_not_there(self, batches, wrong):
+        with pytest.raises(MedlmError, match="expected 'adamw' or 'sgd'"):
+            training.fit(tiny_model(), batches.at, steps=1, **wrong)
+
     def test_learns_and_says_so(self, batches, capsys):
         model = tiny_model()
         rows = some_rows()
@@ -529,6 +564,24 @@ class TestCheckpoints:
         assert_same(weights_of(fresh), weights_of(whole))
         assert history.loss == expected.loss
         assert history.seconds == sorted(history.seconds)
+
+    @pytest.mark.parametrize("momentum", [0.9, 0.0])
+    def test_an_interrupted_run_with_sgd_goes_on(self, fit, momentum):
+        settings = {"optimiser": "sgd", "momentum": momentum, "learning_rate": 0.1}
+        whole, broken, fresh = tiny_model(), tiny_model(), tiny_model(seed=9)
+        fit(whole, checkpoint=None, **settings)
+        with pytest.raises(KeyboardInterrupt):
+            fit(broken, stop=7, **settings)
+        fit(fresh, resume=True, **settings)
+        assert_same(weights_of(fresh), weights_of(whole))
+        with pytest.raises(MedlmError, match=r"optimiser sgd \(now None\)"):
+            fit(fresh, resume=True, learning_rate=0.1)
+
+    def test_the_usual_optimiser_leaves_no_trace(self, fit, path):
+        fit(tiny_model())
+        with safetensors.safe_open(path, framework="pt") as file:
+            state = json.loads(file.metadata()["state"])
+        assert not {"optimiser", "momentum"} & set(state["settings"])
 
     def test_a_finished_run_is_only_read(self, fit):
         model, fresh = tiny_model(), tiny_model(seed=9)
