@@ -34,6 +34,7 @@ import platformdirs
 import scipy.fft
 import scipy.ndimage
 import scipy.sparse
+import scipy.special
 from numpy.typing import ArrayLike
 
 from medlm_utils.runtime import MedlmError, cores
@@ -239,8 +240,8 @@ class Cohort:
 # Traits of a patient, each standard normal and cut at two: column of the draw.
 _TRAITS = tuple(
     """width depth square fat muscle shift_x shift_y heart heart_x heart_angle aorta
-    vertebra enhanced lung gravity ribs rib_phase level mediastinum trachea sternum
-    fat_side fat_back bone calcium lobe tilt table bumps1 bumps2 bumps3 bumps4
+    vertebra enhanced lung gravity ribs rib_phase mediastinum trachea sternum
+    fat_side fat_back bone lobe tilt table bumps1 bumps2 bumps3 bumps4
     """.split()  # noqa: SIM905
 )
 
@@ -548,10 +549,9 @@ class _Chest:
         return np.where(t > 0, 135 + 25 * np.abs(t), 42 + 3 * t)
 
     def _cut_tree(self, points: np.ndarray) -> np.ndarray:
-        """How much of each pixel is vessel, from (points, 6) of all slices.
+        """How much of each pixel is vessel, from (points, 5) of all slices.
 
-        Columns: slice, x, y (mm), radius (mm), share of the slice's thickness, wall of
-        a bronchus (unused).
+        Columns: slice, x, y (mm), radius (mm), share of the slice's thickness.
         """
         canvas = self.canvas
         number = points[:, 0].astype(np.int64)
@@ -578,6 +578,7 @@ class _Chest:
         x0, y0 = self.x0, self.y0
         tissue = 38 + 2 * t["muscle"]
         soft = np.where(t["enhanced"] > 0, 95, 40) + 3 * t["heart"]
+        fat = -85 + 3 * t["fat_back"]
         great, heart = 1 - _smooth(low, 0.45, 0.65), _smooth(low, 0.25, 0.5)
         size = 1 + 0.08 * t["aorta"]
         # Behind: aorta, gullet, azygos vein.
@@ -595,6 +596,10 @@ class _Chest:
             (blood - 6, -0.02, -0.42, 0.58, 0.36),  # right ventricle
             (blood - 4, -0.55, -0.02, 0.30, 0.46),  # right atrium
             (blood + 2, -0.18, 0.52, 0.46, 0.34),  # left atrium
+            (fat, -0.40, -0.66, 0.17, 0.13),  # fat in the grooves, with an artery each
+            (fat, 0.30, 0.66, 0.20, 0.11),
+            (blood, -0.40, -0.66, 0.05, 0.06),
+            (blood, 0.30, 0.66, 0.05, 0.06),
         ):
             cos, sin = np.cos(h["angle"]), np.sin(h["angle"])
             along, across = dx * h["a"], dy * h["b"]
@@ -709,7 +714,7 @@ def _upsampler(coarse: int, side: int) -> np.ndarray:
 
 
 def _tree(rng: np.random.Generator) -> np.ndarray:
-    """A patient's lung vessels as (points, 5): x, y, z, radius in mm, and their order.
+    """A patient's lung vessels as (points, 4): x, y, z and radius in mm.
 
     From each hilum eleven vessels leave; each forks six times, thinner and shorter.
     """
@@ -937,7 +942,9 @@ def _projector(size: int) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_arra
     half = (side - 1) / 2
     steps = np.arange(side, dtype=np.float32) - half
     angles = np.arange(VIEWS) * (np.pi / VIEWS)
-    weights, columns, counts = [], [], []
+    most = VIEWS * side * side * 2
+    weights, columns = np.empty(most, np.float32), np.empty(most, np.int32)
+    counts, used = [], 0
     for angle in angles:
         cos, sin = np.cos(angle), np.sin(angle)
         # The ray of bin s: x cos + y sin = s. Walk along the steeper axis.
@@ -954,13 +961,14 @@ def _projector(size: int) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_arra
             first, second = low * side + step, (low + 1) * side + step
         length = np.float32(1 / abs(lead))
         pair = np.stack([(1 - upper) * length, upper * length], axis=-1)
-        weights.append(pair[inside].ravel())
-        columns.append(np.stack([first, second], axis=-1)[inside].ravel())
+        part = slice(used, used + 2 * int(inside.sum()))
+        used = part.stop
+        weights[part] = pair[inside].ravel()
+        columns[part] = np.stack([first, second], axis=-1)[inside].ravel()
         counts.append(2 * inside.sum(axis=1))
     ends = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int32)
     forward = scipy.sparse.csr_array(
-        (np.concatenate(weights), np.concatenate(columns), ends),
-        shape=(VIEWS * side, side * side),
+        (weights[:used], columns[:used], ends), shape=(VIEWS * side, side * side)
     )
     return forward, _back_projector(size, angles)
 
@@ -1147,8 +1155,8 @@ def _check(
             )
     if slices > 6:
         raise MedlmError(f"slices is {slices}; expected 1 to 6: the chest ends there.")
-    if not isinstance(size, (int, np.integer)) or not 32 <= size <= 256 or size % 8:
-        raise MedlmError(f"size is {size!r}; expected 32 to 256, a multiple of 8.")
+    if not isinstance(size, (int, np.integer)) or not 32 <= size <= 192 or size % 8:
+        raise MedlmError(f"size is {size!r}; expected 32 to 192, a multiple of 8.")
     if not 0 <= prevalence <= 1:
         raise MedlmError(f"prevalence is {prevalence}; expected 0 to 1.")
 
@@ -1162,7 +1170,7 @@ def _scan(
     first_patient: int,
     prevalence: float,
 ) -> Cohort:
-    _projector(size)
+    _projector(size)  # once, before threads ask for it
     code = list(HOSPITALS).index(hospital)
     numbers = np.arange(first_patient, first_patient + patients)
     step = max(1, BATCH // slices)
@@ -1211,7 +1219,9 @@ def _scan_group(
             heights.append(top + SLICE_MM * number)
             trees.append(_cut(tree, heights[-1], len(names) - 1))
             sorts = [here.benign, here.abnormal][: 1 + label]
-            drawn.append([o for d in sorts for o in _draw_opacities(own, d)])
+            some = [o for d in sorts for o in _draw_opacities(own, d)]
+            # Largest first: neither order nor place may tell which sort one is of.
+            drawn.append(sorted(some, key=lambda o: -o[1]))
             rngs.append(own)
     columns = np.array(traits).T
     columns[_TRAITS.index("enhanced")] = np.repeat(
@@ -1283,6 +1293,140 @@ def patient_log_ratio(cohort: Cohort) -> tuple[np.ndarray, np.ndarray, np.ndarra
     total = np.bincount(group, cohort.log_ratio)
     order = np.argsort(first)
     return names[order], cohort.label[first[order]], total[order]
+
+
+# Readers and ceilings -----------------------------------------------------------------
+
+
+def reader_given_masks(cohort: Cohort) -> np.ndarray:
+    """The score of a reader who is told where each opacity is and of what kind.
+
+    It measures diameter and contrast of each in the noisy image, and puts them into
+    the exact ratio. What it loses against `Cohort.log_ratio` is the price of measuring;
+    what a network loses against it is the price of finding and of learning.
+
+    Returns
+    -------
+    np.ndarray
+        (slices,) log likelihood ratios, in nats; higher = more abnormal.
+    """
+    scores = []
+    for row in range(len(cohort)):
+        kind, size, contrast = _measured(cohort, row)
+        hospital = hospital_of(str(cohort.scanner[row]))
+        scores.append(log_ratio(hospital, kind, size, contrast))
+    return np.array(scores)
+
+
+def hospital_of(scanner: str) -> str:
+    """The hospital that has this scanner."""
+    for name, hospital in HOSPITALS.items():
+        if scanner in hospital.scanners:
+            return name
+    every = ", ".join(s for h in HOSPITALS.values() for s in h.scanners)
+    raise MedlmError(f"No hospital has the scanner {scanner!r}; expected {every}.")
+
+
+def _measured(cohort: Cohort, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Kind, diameter and contrast of each opacity, from mask and image."""
+    image, mask = cohort.images[row].astype(float), cohort.lesions[row]
+    free = cohort.lungs[row] & (mask == 0)
+    lung = np.median(image[free]) if free.any() else -860.0
+    found = []
+    for kind in range(len(KINDS)):
+        parts, _ = scipy.ndimage.label(mask == kind + 1, np.ones((3, 3)))
+        for number, place in enumerate(scipy.ndimage.find_objects(parts), start=1):
+            inside = parts == number
+            core = scipy.ndimage.binary_erosion(inside)
+            core = core if core.sum() >= 4 else inside
+            beside = free[place[0]]
+            around = np.median(image[place[0]][beside]) if beside.any() else lung
+            area = inside.sum() * cohort.spacing_mm[row] ** 2
+            size = 2 * np.sqrt(area / np.pi)
+            found.append((kind, size, np.median(image[core]) - around))
+    columns = np.array(found, float).reshape(-1, 3).T
+    return columns[0].astype(int), columns[1], columns[2]
+
+
+def largest_opacity(cohort: Cohort) -> np.ndarray:
+    """(slices,) diameter in mm of the largest opacity in the true mask; 0 if none."""
+    sizes = (_measured(cohort, row)[1] for row in range(len(cohort)))
+    return np.array([size.max(initial=0) for size in sizes])
+
+
+def mean_lung_hu(cohort: Cohort) -> np.ndarray:
+    """(slices,) mean HU inside the lungs: a baseline that looks at nothing in them."""
+    inside = cohort.lungs.sum(axis=(1, 2))
+    total = np.where(cohort.lungs, cohort.images, 0).sum(axis=(1, 2), dtype=np.int64)
+    return total / np.maximum(inside, 1)
+
+
+def known_signal_auc(
+    hu: np.ndarray, added_hu: np.ndarray, spacing_mm: float, photons: float
+) -> float:
+    """The best AUROC for a signal whose place, size and background are all known.
+
+    Counts are Poisson, so a change dp of the projections p is seen with
+    SNR^2 = photons * sum(exp(-p) dp^2), to first order; then AUROC = Phi(SNR / sqrt 2).
+
+    Parameters
+    ----------
+    hu, added_hu
+        (2 height, 2 width) the slice on the fine grid, and what the signal adds.
+    spacing_mm
+        Side of an image pixel.
+    photons
+        That enter towards one bin.
+
+    Returns
+    -------
+    float
+        Of a reader of the counts; no reader of the image can do better.
+    """
+    both = np.stack([hu, hu + added_hu]).astype(np.float32)
+    before, after = project(both, np.full(2, spacing_mm)).astype(np.float64)
+    snr = np.sqrt(photons * (np.exp(-before) * (after - before) ** 2).sum())
+    return float(scipy.special.ndtr(snr / np.sqrt(2)))
+
+
+_LETTER = ("####.", "#...#", "#...#", "####.", "#.#..", "#..#.", "#...#")
+
+
+def with_marker(
+    cohort: Cohort, share_abnormal: float, share_normal: float, seed: int
+) -> Cohort:
+    """The same slices, some with a small dense letter R in the corner, off the body.
+
+    Such a letter is laid beside the patient. If some patients get it more often than
+    others, it tells the label.
+
+    Parameters
+    ----------
+    share_abnormal, share_normal
+        Probabilities that a patient carries it, in all slices.
+    seed
+        Of the choice.
+
+    Returns
+    -------
+    Cohort
+        With new images; all else is shared.
+    """
+    for share in (share_abnormal, share_normal):
+        if not 0 <= share <= 1:
+            raise MedlmError(f"The share with a marker is {share}; expected 0 to 1.")
+    names, first, group = np.unique(
+        cohort.patient, return_index=True, return_inverse=True
+    )
+    shares = np.where(cohort.label[first] == 1, share_abnormal, share_normal)
+    marked = (np.random.default_rng(seed).random(len(names)) < shares)[group]
+    scale = max(1, cohort.images.shape[1] // 64)
+    letter = np.array([[c == "#" for c in row] for row in _LETTER])
+    letter = np.kron(letter, np.ones((scale, scale), bool))
+    images = cohort.images.copy()
+    corner = images[:, 2 * scale :, 2 * scale :][:, : len(letter), : letter.shape[1]]
+    corner[marked[:, None, None] & letter] = 1000
+    return dataclasses.replace(cohort, images=images)
 
 
 # The cache ----------------------------------------------------------------------------
@@ -1361,9 +1505,10 @@ def _write(cohort: Cohort, path: Path) -> None:
             raise
 
 
-def _pack(cohort: Cohort) -> bytes:
+def _pack(cohort: Cohort) -> memoryview:
     arrays = {f.name: getattr(cohort, f.name) for f in dataclasses.fields(cohort)}
     opacities = arrays.pop("opacities")
+    arrays["lungs"] = np.packbits(arrays["lungs"], axis=-1)
     arrays["counts"] = np.array([len(some) for some in opacities])
     flat = [o for some in opacities for o in some]
     arrays["kinds"] = np.array([KINDS.index(o.kind) for o in flat], int)
@@ -1372,12 +1517,13 @@ def _pack(cohort: Cohort) -> bytes:
     ).reshape(-1, 4)
     page = io.BytesIO()
     np.savez(page, **arrays)
-    return page.getvalue()
+    return page.getbuffer()
 
 
 def _unpack(content: bytes) -> Cohort:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         arrays = dict(file)
+    arrays["lungs"] = np.unpackbits(arrays["lungs"], axis=-1).astype(bool)
     counts, kinds = arrays.pop("counts"), arrays.pop("kinds")
     numbers = arrays.pop("numbers").tolist()
     flat = [Opacity(KINDS[k], *row) for k, row in zip(kinds, numbers, strict=True)]
