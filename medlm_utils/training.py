@@ -462,8 +462,8 @@ def fit(
     """
     if optimiser not in ("adamw", "sgd") or not 0 <= momentum < 1:
         raise MedlmError(
-            f"The optimiser is {optimiser!r} with momentum {momentum}; expected 'adamw' "
-            "or 'sgd', and a momentum of at least 0 and below 1."
+            f"The optimiser is {optimiser!r} with momentum {momentum}; expected "
+            "'adamw' or 'sgd', and a momentum of at least 0 and below 1."
         )
     if not clip > 0:
         raise MedlmError(f"clip is {clip}; expected a norm above 0.")
