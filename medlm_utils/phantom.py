@@ -231,7 +231,8 @@ class Cohort:
         """The slices of these rows: a slice, a mask, numbers, or one number."""
         rows = np.atleast_1d(np.arange(len(self))[rows])
         arrays = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        opacities = tuple(arrays.pop("opacities")[row] for row in rows)
+        every = arrays.pop("opacities")
+        opacities = tuple(every[row] for row in rows)
         return Cohort(**{n: a[rows] for n, a in arrays.items()}, opacities=opacities)
 
 
