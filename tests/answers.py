@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,7 @@ def solution_of(notebook, name):
     path = SOLUTIONS / f"{notebook}.ipynb"
     for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
         if cell["metadata"].get("medlm") == {"exercise": name, "role": "solution"}:
-            scope = {"torch": torch, "math": math}
+            scope = {"torch": torch, "math": math, "np": np}
             exec("".join(cell["source"]), scope)
             return scope[name]
     raise LookupError(name)

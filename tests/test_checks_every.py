@@ -6,12 +6,19 @@ import pytest
 import torch
 from answers import solution_of
 
-from medlm_utils.checks import attention, bert_finetuning, core, transformer_lm
+from medlm_utils.checks import (
+    attention,
+    bert_finetuning,
+    core,
+    embedding_anomalies,
+    transformer_lm,
+)
 
 CHAPTERS = {
     "01_attention": attention,
     "02_transformer_lm": transformer_lm,
     "03_bert_finetuning": bert_finetuning,
+    "04_embedding_anomalies": embedding_anomalies,
 }
 EVERY = [
     pytest.param(notebook, name, id=f"{notebook}-{name}")

@@ -137,7 +137,7 @@ class Answer:
     def _note_changes(self, before: dict[str, Any], after: dict[str, Any]) -> None:
         """Remember, once each, which inputs the function overwrote."""
         for name, value in before.items():
-            if isinstance(value, Tensor) and not torch.equal(value, after[name]):
+            if _changed(value, after[name]):
                 note = f"Note: it overwrites its input {name}, which surprises callers."
                 if note not in self.notes:
                     self.notes.append(note)
@@ -386,11 +386,13 @@ def _to_tensor(value: Any) -> str:
 
 
 def described(inputs: dict[str, Any]) -> str:
-    """Inputs as words: names with shapes for tensors, with values for numbers."""
+    """Inputs as words: with shapes for tensors and arrays, with values for numbers."""
     words = []
     for name, value in inputs.items():
         if isinstance(value, Tensor):
             words.append(f"{name} {shape(value)} {_dtype_name(value)}")
+        elif isinstance(value, np.ndarray):
+            words.append(f"{name} {value.shape} {value.dtype}")
         else:
             words.append(f"{name} = {value}")
     return ", ".join(words)
@@ -430,7 +432,17 @@ def _dtype_name(tensor: Tensor) -> str:
 
 
 def _copy(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.copy()
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def _changed(before: Any, after: Any) -> bool:
+    """Whether a tensor or an array is not what it was."""
+    if isinstance(before, np.ndarray):
+        floats = before.dtype.kind == "f"  # only these have NaN, and NaN != NaN
+        return not np.array_equal(before, after, equal_nan=floats)
+    return isinstance(before, Tensor) and not torch.equal(before, after)
 
 
 def _first_line(error: Exception) -> str:
