@@ -10,6 +10,7 @@ from medlm_utils.checks import (
     attention,
     bert_finetuning,
     core,
+    ct_resnet,
     embedding_anomalies,
     transformer_lm,
 )
@@ -19,6 +20,7 @@ CHAPTERS = {
     "02_transformer_lm": transformer_lm,
     "03_bert_finetuning": bert_finetuning,
     "04_embedding_anomalies": embedding_anomalies,
+    "05_ct_resnet": ct_resnet,
 }
 EVERY = [
     pytest.param(notebook, name, id=f"{notebook}-{name}")
