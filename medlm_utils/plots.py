@@ -121,6 +121,8 @@ def _label_ticks(
 def _write_values(ax: Axes, values: np.ndarray, digits: int, middle: float) -> None:
     """The numbers in their cells, bright on dark and dark on bright."""
     for (row, column), value in np.ndenumerate(values):
+        if np.isnan(value):  # there is nothing to say: the cell stays empty
+            continue
         colour = "white" if value < middle else "black"
         text = f"{value:.{digits}f}"
         ax.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)

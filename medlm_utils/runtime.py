@@ -17,7 +17,7 @@ import secrets
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -565,13 +565,15 @@ def shipped_records() -> Path:
     return Path(__file__).parent / "recorded"
 
 
-def study(name: str) -> dict[str, Any]:
+def study(name: str, only: Sequence[str] | None = None) -> dict[str, Any]:
     """A recorded study, and what it says: numbers, date, machine, duration, command.
 
     Parameters
     ----------
     name
         As in ``python -m medlm_utils.studies.NAME``; ``NAME_gpu`` where a GPU made it.
+    only
+        The metrics that are printed; None: all of them.
 
     Returns
     -------
@@ -582,7 +584,7 @@ def study(name: str) -> dict[str, Any]:
     Raises
     ------
     MedlmError
-        If no such study is recorded.
+        If no such study is recorded, or it has no such metric.
 
     Source: chapter 2.
     """
@@ -595,8 +597,14 @@ def study(name: str) -> dict[str, Any]:
             f"To make it: python -m medlm_utils.studies.{name}"
         )
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    for key, metric in content["metrics"].items():
-        print(f"{key:<38}{_in_words(metric)}")
+    unknown = sorted(set(only or ()) - set(content["metrics"]))
+    if unknown:
+        raise MedlmError(
+            f"The study {name!r} has no metric {unknown[0]!r}; it has "
+            f"{', '.join(content['metrics'])}."
+        )
+    for key in content["metrics"] if only is None else only:
+        print(f"{key:<38}{_in_words(content['metrics'][key])}")
     minutes = approx(content["notebook_seconds"] / 60, 2)
     print(f"Recorded {content['date']} on {content['hardware']} in {minutes} min.")
     print(f"Again: {content['command']}")

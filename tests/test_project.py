@@ -106,7 +106,7 @@ class TestMap:
         wanted = {
             path.relative_to(root).as_posix()
             for path in (root / "medlm_utils").rglob("*")
-            if path.suffix in {".py", ".json", ".tsv"}
+            if path.suffix in {".py", ".json", ".tsv", ".safetensors"}
         }
         assert wanted <= inside
 

@@ -110,7 +110,7 @@ def batches_of(
         note_reader.tags_of(material.usual, note)[: reader.longest]
         for note in notes.text
     ]
-    rows = reader.rows(notes.text)
+    rows = reader.rows(notes.text.tolist())
     return TaggedBatches(rows, tags, material.number(notes), size, runtime.SEED)
 
 
@@ -163,7 +163,7 @@ def recipe(plan: Plan) -> dict[str, Any]:
 def measured(reader: NoteReader, material: Material) -> dict[str, Any]:
     """Accuracy of the disease with its ceiling, and of the tags."""
     test = material.test
-    logits = bert.predict_logits(reader, reader.rows(test.text))
+    logits = bert.predict_logits(reader, reader.rows(test.text.tolist()))
     right = logits.argmax(axis=1) == material.number(test)
     exact = material.usual.posterior(test)
     tagged = batches_of(reader, material, test, 64)
