@@ -1,4 +1,4 @@
-"""Slices to tensors: Hounsfield units, windows, splits by patient, batches, folders.
+"""Slices to tensors: HU windows, splits by patient, batches, folders of images.
 
 Knows nothing about networks. A slice is a rectangle of numbers: Hounsfield units (HU)
 if it comes from a DICOM file or from the simulated scanner, grey levels 0 to 255 if it
@@ -11,6 +11,8 @@ Source: chapter 5.
 
 from __future__ import annotations
 
+import collections
+import csv
 import dataclasses
 import functools
 import math
@@ -730,3 +732,388 @@ def share_cut_out(
             inside = inside - above[:, low, left] + above[:, top, left]
             lost += (inside < kept * whole).mean()
     return float(lost / draws)
+
+
+# Folders of images --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """The images of a folder, all of one size and kind, and whose they are.
+
+    Parameters
+    ----------
+    images
+        (slices, height, width): int16 in HU from DICOM files, uint8 from pictures.
+    files
+        (slices,) names within the folder, with ``/``.
+    classes
+        Names; the class that means "nothing found", if one has such a name, is first.
+    label
+        (slices,) numbers of classes.
+    patient
+        (slices,) as the table says.
+    split
+        (slices,) as the table says; None if it has no such column.
+    skipped
+        Files that could not be read, and why.
+
+    Source: chapter 5.
+    """
+
+    images: np.ndarray
+    files: tuple[str, ...]
+    classes: tuple[str, ...]
+    label: np.ndarray
+    patient: np.ndarray
+    split: np.ndarray | None
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def window(self) -> Window | None:
+        """For `to_tensor`: the lung window for HU, None for pictures."""
+        return LUNG if self.images.dtype == np.int16 else None
+
+
+def read_folder(
+    folder: str | Path,
+    patients: str | Path | None,
+    size: int | None = None,
+    grey: bool = False,
+    skip_bad: bool = False,
+) -> Folder:
+    """A folder of pictures or DICOM files, with the table of its patients.
+
+    Parameters
+    ----------
+    folder
+        Each class in a folder of its own, such as ``normal/`` and ``abnormal/``; or any
+        folder, and the table says the labels.
+    patients
+        A CSV file with the columns ``file`` (its name within the folder) and
+        ``patient``, perhaps ``label`` and ``split``. Other columns do not matter.
+    size
+        All images are brought to so many pixels in height and width. By default they
+        stay as they are, and have to be of one size.
+    grey
+        True: pictures of different modes are all brought to grey of 8 bits.
+    skip_bad
+        True: files that cannot be read are left out and listed.
+
+    Raises
+    ------
+    MedlmError
+        If there is no table, or it does not fit the files; a file is damaged or cut
+        short; sizes, modes or kinds differ; there is one class; or a patient is in two
+        splits.
+
+    Source: chapter 5.
+    """
+    folder = Path(folder)
+    rows = _read_table(patients)
+    names = [path.relative_to(folder).as_posix() for path in image_files(folder)]
+    _check_files_of_table(names, rows, folder, Path(str(patients)))
+    images, read, skipped = read_images(folder, names, size, grey, skip_bad)
+    of_file = [rows[name] for name in read]
+    labels = _labels(read, of_file, Path(str(patients)))
+    patient = np.array([row["patient"] for row in of_file])
+    split = np.array([row.get("split", "") for row in of_file])
+    _check_splits(patient, split, Path(str(patients)))
+    classes = ordered_classes(labels)
+    if len(classes) < 2:
+        raise MedlmError(
+            f"All {len(labels)} images in {folder} are of the class {classes[0]!r}; "
+            "expected at least two classes, each in a folder of its own or named in "
+            "the column label of the table."
+        )
+    label = np.array([classes.index(name) for name in labels])
+    has_splits = bool((split != "").any())
+    return Folder(
+        images,
+        tuple(read),
+        classes,
+        label,
+        patient,
+        split if has_splits else None,
+        tuple(skipped),
+    )
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """All pictures and DICOM files in a folder and those within it, sorted.
+
+    Raises
+    ------
+    MedlmError
+        If there is no such folder, or no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MedlmError(f"There is no folder {folder}; expected one with images.")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and _is_image(path) and not path.name.startswith(".")
+    )
+    if not found:
+        raise MedlmError(
+            f"There are no images in {folder}; expected files that end in "
+            f"{', '.join((*PICTURES, *DICOM))}."
+        )
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    """By its name; many scanners give DICOM files none that says so."""
+    if path.suffix.lower() in (*PICTURES, *DICOM):
+        return True
+    if path.suffix and not path.suffix[1:].isdigit():
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def is_picture(name: str | Path) -> bool:
+    """Whether a file is a PNG or JPEG, by its name."""
+    return Path(name).suffix.lower() in PICTURES
+
+
+def read_images(
+    folder: str | Path,
+    names: Sequence[str],
+    size: int | None = None,
+    grey: bool = False,
+    skip_bad: bool = False,
+) -> tuple[np.ndarray, list[str], list[tuple[str, str]]]:
+    """Images as one array.
+
+    Parameters
+    ----------
+    folder, size, grey, skip_bad
+        As in `read_folder`.
+    names
+        Of files in the folder.
+
+    Returns
+    -------
+    tuple
+        Images (slices, height, width), int16 in HU or uint8; the names of their files;
+        and the files that were left out, each with the reason.
+
+    Raises
+    ------
+    MedlmError
+        As in `read_folder`, for the files.
+    """
+    if size is not None and size < 8:
+        raise MedlmError(f"The size is {size} pixels; expected at least 8.")
+    pictures = [name for name in names if is_picture(name)]
+    if pictures and len(pictures) < len(names):
+        other = next(name for name in names if not is_picture(name))
+        raise MedlmError(
+            f"{folder} holds pictures ({pictures[0]}) and DICOM files ({other}); "
+            "expected one kind: only DICOM files have Hounsfield units."
+        )
+    read, images, modes, bad = [], [], [], []
+    for name in names:
+        try:
+            image, mode = _read_one(Path(folder) / name)
+        except MedlmError as error:
+            bad.append((name, str(error)))
+            continue
+        read.append(name)
+        modes.append(mode)
+        images.append(image if size is None else _resized(image, size))
+    _check_bad(bad, len(names), skip_bad, folder)
+    if not grey:
+        _check_alike("mode", modes, read, "grey=True (--grey) brings all to grey")
+    shapes = [f"{image.shape[1]} x {image.shape[0]}" for image in images]
+    advice = "size=128 (--size 128), or another size, brings all to one"
+    _check_alike("size", shapes, read, advice)
+    return np.stack(images), read, bad
+
+
+def _read_one(path: Path) -> tuple[np.ndarray, str]:
+    """(height, width), int16 in HU or uint8; and its mode."""
+    if not is_picture(path):
+        hu = read_dicom(path).hu
+        return np.clip(np.round(hu), -32768, 32767).astype(np.int16), "HU"
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            mode = picture.mode
+            if mode.startswith("I"):  # 16 bits; Pillow would cut them off
+                values = np.asarray(picture, float) / 257
+                return np.clip(np.round(values), 0, 255).astype(np.uint8), mode
+            return np.asarray(picture.convert("L")), mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MedlmError(
+            f"{path} cannot be read as a picture: it is damaged, cut short or of "
+            "another kind. Expected a PNG or JPEG file; copy it again."
+        ) from error
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    """(size, size), each pixel a mean of those that it covers, the type kept."""
+    if image.shape == (size, size):
+        return image
+    given = torch.from_numpy(image.astype(np.float32))[None, None]
+    small = F.interpolate(
+        given, (size, size), mode="bilinear", antialias=True, align_corners=False
+    )
+    return small[0, 0].round().numpy().astype(image.dtype)
+
+
+def _check_bad(
+    bad: list[tuple[str, str]], count: int, skip_bad: bool, folder: str | Path
+) -> None:
+    if len(bad) == count:
+        raise MedlmError(f"None of the {count} images can be read. {bad[0][1]}")
+    if bad and not skip_bad:
+        more = f" {len(bad) - 1} more cannot be read either." if len(bad) > 1 else ""
+        raise MedlmError(
+            f"{bad[0][1]}{more} Of {count} images in {folder}; skip_bad=True "
+            "(--skip-bad) leaves such files out and lists them."
+        )
+
+
+def _check_alike(
+    what: str, values: Sequence[str], names: Sequence[str], advice: str
+) -> None:
+    """Refuse images that differ: that alone may tell the class."""
+    counted = collections.Counter(values).most_common()
+    if len(counted) < 2:
+        return
+    found = ", ".join(f"{count} with {value}" for value, count in counted[:4])
+    rare = counted[-1][0]
+    raise MedlmError(
+        f"The images differ in {what}: {found}, such as {names[values.index(rare)]}. "
+        f"Expected one {what}, since a model can tell classes by it alone; {advice}."
+    )
+
+
+def _read_table(path: str | Path | None) -> dict[str, dict[str, str]]:
+    """The rows of the table of patients, by file."""
+    if path is None or not Path(path).is_file():
+        missing = "There is no table of patients" if path is None else f"No file {path}"
+        raise MedlmError(
+            f"{missing}; expected a CSV file with the columns file and patient. "
+            "Without it slices of one patient would come into training and test, and "
+            "the result would be too good."
+        )
+    try:
+        with Path(path).open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = columns
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MedlmError(
+            f"{path} cannot be read; expected a CSV file in UTF-8. Save it as one."
+        ) from error
+    for name in ("file", "patient"):
+        if name not in columns:
+            raise MedlmError(
+                f"{path} has no column {name!r}; it has "
+                f"{', '.join(columns) or 'none'}. Expected the columns file and "
+                "patient, separated by commas."
+            )
+    by_file: dict[str, dict[str, str]] = {}
+    for row in rows:
+        clean = {n: (v or "").strip() for n, v in row.items() if isinstance(n, str)}
+        name = clean["file"].replace("\\", "/").removeprefix("./")
+        if not name or not clean["patient"]:
+            raise MedlmError(
+                f"{path} has a row without a {'file' if not name else 'patient'}: "
+                f"{', '.join(clean.values())}. Expected both in every row."
+            )
+        if name in by_file:
+            raise MedlmError(f"{path} names {name} twice; expected one row a file.")
+        by_file[name] = clean
+    return by_file
+
+
+def _check_files_of_table(
+    names: Sequence[str], rows: dict[str, Any], folder: Path, table: Path
+) -> None:
+    unknown = [name for name in names if name not in rows]
+    if unknown:
+        raise MedlmError(
+            f"{len(unknown)} of {len(names)} images in {folder} are not in {table}: "
+            f"{_some(unknown)}. Expected the patient of every image, its file named as "
+            "in the folder, such as normal/p1_0.png."
+        )
+    missing = sorted(set(rows) - set(names))
+    if missing:
+        raise MedlmError(
+            f"{len(missing)} files of {table} are not in {folder}, or are no images: "
+            f"{_some(missing)}. Expected all of them; copy them, or take the rows out."
+        )
+
+
+def _labels(
+    names: Sequence[str], rows: Sequence[dict[str, str]], table: Path
+) -> list[str]:
+    """The class of each file: of its folder, or of the table."""
+    folders = [name.split("/")[0] if "/" in name else "" for name in names]
+    if not any("label" in row for row in rows):
+        loose = [name for name, top in zip(names, folders, strict=True) if not top]
+        if loose:
+            raise MedlmError(
+                f"{len(loose)} images have no class: {_some(loose)}. Expected each "
+                f"class in a folder of its own, or a column label in {table}."
+            )
+        return folders
+    labels = [row["label"] for row in rows]
+    nameless = [n for n, label in zip(names, labels, strict=True) if not label]
+    if nameless:
+        raise MedlmError(
+            f"{len(nameless)} rows of {table} have no label: {_some(nameless)}. "
+            "Expected one in every row, or no column label."
+        )
+    pairs = sorted(set(zip(folders, labels, strict=True)))
+    if len(pairs) == len(set(folders)) == len(set(labels)):
+        return folders  # both say the same; the folder says it in words
+    if len(set(folders)) == len(set(labels)) and len(set(folders)) > 1:
+        raise MedlmError(
+            f"The column label of {table} and the folders do not agree: "
+            f"{_some([f'{label} in {top}/' for top, label in pairs], 6)}. Expected one "
+            "label a folder, or labels without such folders."
+        )
+    return labels
+
+
+# Names of classes that mean: nothing found.
+_NOTHING = ("normal", "negative", "healthy", "control", "benign", "no", "none", "0")
+
+
+def ordered_classes(labels: Sequence[str]) -> tuple[str, ...]:
+    """The classes of labels, what means "nothing found" first, else sorted."""
+
+    def place(name: str) -> tuple[bool, float, str]:
+        number = float(name) if name.isdigit() else math.inf
+        return name.lower() not in _NOTHING, number, name
+
+    return tuple(sorted(set(labels), key=place))
+
+
+def _check_splits(patient: np.ndarray, split: np.ndarray, table: Path) -> None:
+    """No patient in two splits, as far as the table names any."""
+    nameless = split == ""
+    if nameless.all():
+        return
+    if nameless.any():
+        raise MedlmError(
+            f"{nameless.sum()} of {len(split)} rows of {table} have no split; expected "
+            "one in every row, or no column split."
+        )
+    of_patient: dict[str, str] = {}
+    for name, part in zip(patient.tolist(), split.tolist(), strict=True):
+        if of_patient.setdefault(name, part) != part:
+            raise MedlmError(
+                f"The patient {name} is in two splits of {table}, {of_patient[name]} "
+                f"and {part}; expected each patient in one. Slices of one patient look "
+                "alike, so the test would be no test."
+            )
