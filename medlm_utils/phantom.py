@@ -47,6 +47,7 @@ FINER = 2  # painted pixels along a side of an image pixel
 SLICE_MM = 10.0  # from one slice of a patient to the next
 THICKNESS_MM = 5.0  # of a slice: what is thinner than this is only partly seen
 BATCH = 24  # slices painted and projected together
+THREADS = 4  # batches at a time, so that memory stays under a gigabyte
 _ANGLES = 1024  # entries of a table over the angle around the chest
 
 
@@ -1180,7 +1181,7 @@ def _scan(
     def scan(group: np.ndarray) -> Cohort:
         return _scan_group(group, seed, hospital, code, slices, size, prevalence)
 
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(min(cores(), THREADS)) as pool:
         parts = list(pool.map(scan, groups))
     columns = [f.name for f in dataclasses.fields(Cohort) if f.name != "opacities"]
     joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in columns}
@@ -1297,6 +1298,47 @@ def patient_log_ratio(cohort: Cohort) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 # Readers and ceilings -----------------------------------------------------------------
+
+
+def draw_log_ratios(
+    patients: int,
+    seed: int,
+    hospital: str = "A",
+    slices: int = 3,
+    prevalence: float = 0.4,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and exact ratios of patients whom nobody scans: for a precise ceiling.
+
+    Opacities are drawn from the same densities as in `draw`, without images, so tens of
+    thousands of patients take a second.
+
+    Returns
+    -------
+    tuple of np.ndarray
+        (patients,) labels, and log likelihood ratios over all slices of a patient.
+    """
+    _check(patients, seed, hospital, slices, 32, 0, prevalence)
+    here = HOSPITALS[hospital]
+    rng = np.random.default_rng(seed)
+    label = (rng.random(patients) < prevalence).astype(int)
+    ratio = np.full(patients, -here.abnormal.rate * slices)
+    gain = np.log(here.abnormal.rate / here.benign.rate)
+    for density, who in (
+        (here.benign, np.arange(patients)),
+        (here.abnormal, np.flatnonzero(label)),
+    ):
+        # The slices of a patient together are one Poisson process.
+        owner = np.repeat(who, rng.poisson(density.rate * slices, len(who)))
+        kind = rng.choice(len(KINDS), len(owner), p=density.kinds)
+        size = np.take(density.median_mm, kind)
+        size = size * np.exp(density.sigma_log * rng.standard_normal(len(owner)))
+        contrast = rng.normal(
+            np.take(density.contrast_hu, kind), np.take(density.contrast_sd, kind)
+        )
+        more = log_density(here.abnormal, kind, size, contrast)
+        less = log_density(here.benign, kind, size, contrast)
+        np.add.at(ratio, owner, np.logaddexp(0, gain + more - less))
+    return label, ratio
 
 
 def reader_given_masks(cohort: Cohort) -> np.ndarray:

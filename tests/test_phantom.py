@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
 import hashlib
 import math
+import re
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -17,6 +20,7 @@ from medlm_utils import metrics, phantom
 from medlm_utils.phantom import HOSPITALS, KINDS, WATER
 from medlm_utils.runtime import MedlmError
 
+PAGE = Path(__file__).resolve().parent.parent / "book" / "scanner.md"
 SIGMAS = 4.5  # how far chance may carry a mean: about once in 150,000 tests
 SIZE, SIDE = 64, 128  # of images and of the fine grid in tests of physics
 SPACING = np.array([5.0])  # mm a pixel
@@ -347,6 +351,22 @@ class TestOracle:
         error = math.sqrt(ceiling * (1 - ceiling) / 1500)  # an upper bound
         assert abs(got - ceiling) < SIGMAS * error
 
+    def test_ratios_without_images_have_that_ceiling(self):
+        rng = np.random.default_rng(12)
+        patients = 20_000
+        score = [
+            ratios(HOSPITALS["A"], rng, 3 * patients, abnormal).reshape(-1, 3).sum(1)
+            for abnormal in (False, True)
+        ]
+        ceiling = metrics.auroc(np.repeat([0, 1], patients), np.concatenate(score))
+        label, ratio = phantom.draw_log_ratios(2 * patients, 1, prevalence=0.5)
+        assert abs(label.mean() - 0.5) < SIGMAS * 0.5 / math.sqrt(2 * patients)
+        error = math.sqrt(2 * ceiling * (1 - ceiling) / patients)  # an upper bound
+        assert abs(metrics.auroc(label, ratio) - ceiling) < SIGMAS * error
+        for one, drawn in enumerate(score):
+            got = ratio[label == one]
+            assert scipy.stats.ks_2samp(got, drawn).pvalue > 1e-5
+
     def test_size_alone_does_not_reach_the_ceiling(self):
         rng = np.random.default_rng(8)
         here, patients = HOSPITALS["A"], 10_000
@@ -619,6 +639,50 @@ class TestMarker:
     def test_a_share_is_a_probability(self, cohort):
         with pytest.raises(MedlmError, match="expected 0 to 1"):
             phantom.with_marker(cohort, 1.2, 0.0, seed=1)
+
+
+class TestPage:
+    @pytest.mark.slow
+    def test_the_examples_and_numbers_of_the_page_are_true(self):
+        plain = re.sub(r"^```.*$", "", PAGE.read_text(encoding="utf-8"), flags=re.M)
+        example = doctest.DocTestParser().get_doctest(plain, {}, "scanner", None, 0)
+        said: list[str] = []
+        runner = doctest.DocTestRunner(verbose=False)
+        runner.run(example, out=said.append)
+        assert runner.tries >= 20
+        assert runner.failures == 0, "".join(said)
+
+    def test_the_table_of_the_page_is_that_of_the_densities(self):
+        rows = re.findall(
+            r"^\| (benign|abnormal) \| (.+) \| (.+)% \| (.+) \| (.+) ± (.+) \|$",
+            PAGE.read_text(encoding="utf-8"),
+            re.M,
+        )
+        assert HOSPITALS["A"].benign == HOSPITALS["B"].benign
+        assert HOSPITALS["A"].abnormal == HOSPITALS["B"].abnormal
+        assert rows == [
+            (
+                name,
+                kind,
+                f"{100 * density.kinds[k]:.0f}",
+                f"{density.median_mm[k]:g}",
+                f"{density.contrast_hu[k]:g}",
+                f"{density.contrast_sd[k]:g}",
+            )
+            for name in ("benign", "abnormal")
+            for density in (getattr(HOSPITALS["A"], name),)
+            for k, kind in enumerate(KINDS)
+        ]
+
+    def test_the_prose_of_the_page_types_no_result(self):
+        """Digits stand in tested blocks and tables, or are no result."""
+        tested = r"(?s:^```.*?^```$)|^\|.*$"
+        other = r"(?s:\$\$.*?\$\$)|\$[^$]*\$|`[^`]*`|^\d\. "
+        page = PAGE.read_text(encoding="utf-8")
+        prose = re.sub(f"{tested}|{other}", "", page, flags=re.M)
+        prose = prose.replace("Chapter 5", "").replace("chapter 5", "")
+        prose = re.sub(r"\{cite\}", "", prose)
+        assert "chain of readers" in prose and re.findall(r"\d", prose) == []
 
 
 class TestCache:
