@@ -835,6 +835,29 @@ def test_a_changed_score_is_refused(name, change):
     assert len(result.message.splitlines()) <= 10
 
 
+@pytest.mark.parametrize(
+    "change, came",
+    [
+        (lambda v: v > 1, "an array of shape (7,) of bool"),
+        (lambda v: v + 0j, "an array of shape (7,)"),
+        (lambda v: ["odd"] * 7, "a list of 7"),
+        (lambda v: {"z": v}, "an object of type dict"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_told_so(change, came):
+    said = " ".join(check("robust_z", after("robust_z", change)).message.split())
+    assert f"Expected an array of real numbers, came {came}. Inputs" in said
+
+
+def test_the_outliers_of_the_exercise_hide_behind_mean_and_sd():
+    """They are far by the robust z, and less than 4 by the plain one."""
+    inputs = []
+    check("robust_z", lambda known, new: inputs.append(known) or new[:, 0])
+    for known in inputs:
+        plain = z_by(lambda r: r.mean(0), lambda r, m: r.std(0))(known, known[:3])
+        assert plain.max() < 4 < 10 < z_by(median, mad)(known, known[:3]).min()
+
+
 @pytest.mark.parametrize("name", SCORES)
 def test_one_wrong_number_anywhere_is_refused(name):
     """Half a per cent, at a place and with a sign that are drawn; twenty draws."""
