@@ -249,7 +249,7 @@ def block(
     def answer(x, w, stride):
         def bn(out, name):
             keys = ("running_mean", "running_var", "weight", "bias")
-            parts = [w[f"{name}.{key}"].clone() for key in keys]
+            parts = [w[f"{name}.{key}"] for key in keys]
             if norm:
                 return norm(out, *[part[:, None, None] for part in parts])
             return F.batch_norm(out, *parts, training, eps=eps)
@@ -1060,6 +1060,7 @@ WRONG = {
         (lambda a, g: (weights(g).softmax(0) * a).sum(0).relu(), "a softmax"),
         (changed("grad_cam", lambda v: v / v.max()), "The map is scaled to 1"),
         (changed("grad_cam", min_max), "as it is"),
+        (changed("grad_cam", lambda v: v / v.max() * v.max()), "here 0 / 0 came"),
         (changed("grad_cam", lambda v: v / v.sum()), "scaled to sum to 1"),
         (lambda a, g: (weights(-g) * a).sum(0).relu(), "The sign is wrong"),
         (lambda a, g: a.mean(0), "The gradients are not used"),

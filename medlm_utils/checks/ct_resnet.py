@@ -1565,6 +1565,10 @@ def _cam_mistakes(a: Tensor, g: Tensor) -> list[Mistake]:
             (weights.softmax(0) * a).sum(0).relu(),
             "The weights go through a softmax: take them as they are.",
         ),
+        (
+            torch.full_like(right, math.nan),
+            "Where nothing speaks for the class the map is 0: here 0 / 0 came.",
+        ),
         (right / high, "The map is scaled to 1: return it as it is."),
         (
             (right - low) / (high - low),
