@@ -671,7 +671,8 @@ class FineTuning:
         As in `freeze`.
     head_first
         True: the head begins as the best linear one on the features as they are, so
-        that no random gradient goes through weights that are good already.
+        that no random gradient goes through weights that are good already. From scratch
+        there are none: say False.
     augment
         As in `ct.SliceBatches`.
     loss
@@ -770,7 +771,8 @@ def fit_head(
     """Give the head the best linear weights for the features as they are.
 
     A logistic regression for classes, a ridge regression for numbers, on features that
-    are brought to mean 0 and spread 1 first. This alone is the "frozen" network.
+    are brought to mean 0 and, all by one factor, to spread 1 first. This alone is the
+    "frozen" network.
 
     Parameters
     ----------
@@ -799,7 +801,8 @@ def fit_head(
             "different ones."
         )
     seen = features(model, images, window, precision=precision).astype(float)
-    mean, spread = seen.mean(0), np.maximum(seen.std(0), 1e-6)
+    # One factor for all: a feature that hardly varies must not become a loud one.
+    mean, spread = seen.mean(0), max(float(np.sqrt(seen.var(0).mean())), 1e-6)
     fitted = _numbers_head if loss == "squared error" else _classes_head
     weight, bias = fitted((seen - mean) / spread, known, penalty, model.classes)
     weight = weight / spread

@@ -819,6 +819,12 @@ class _Run:
                 memory.setdefault(int(number), {})[field] = tensor
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": memory, "param_groups": groups})
+        # A fused kernel expects its memory in the order of the weight, such as channels
+        # last; a file has none.
+        for weight, fields in self.optimiser.state.items():
+            for name, tensor in fields.items():
+                if tensor.shape == weight.shape:
+                    fields[name] = torch.empty_like(weight).copy_(tensor)
 
 
 # Checkpoints --------------------------------------------------------------------------

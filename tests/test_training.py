@@ -577,6 +577,32 @@ class TestCheckpoints:
         with pytest.raises(MedlmError, match=r"optimiser sgd \(now None\)"):
             fit(fresh, resume=True, learning_rate=0.1)
 
+    @pytest.mark.parametrize("optimiser", ["sgd", "adamw"])
+    def test_weights_that_lie_otherwise_in_memory_go_on(self, path, optimiser):
+        def net():
+            torch.manual_seed(0)
+            layers = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3), nn.Flatten()
+            return nn.Sequential(*layers).to(memory_format=torch.channels_last)
+
+        def loss(model, batch):
+            return model(batch).square().sum(), len(batch)
+
+        def run(model, stop=None, **changes):
+            def batch_at(step):
+                if step == stop:
+                    raise KeyboardInterrupt
+                return torch.randn(4, 3, 8, 8, generator=torch.manual_seed(step))
+
+            settings = {"steps": 8, "loss": loss, "optimiser": optimiser}
+            return training.fit(model, batch_at, **settings | changes)
+
+        whole, broken, fresh = net(), net(), net()
+        run(whole)
+        with pytest.raises(KeyboardInterrupt):
+            run(broken, 5, checkpoint=path, checkpoint_every=2)
+        run(fresh, checkpoint=path, resume=True)
+        assert_same(weights_of(fresh), weights_of(whole))
+
     def test_the_usual_optimiser_leaves_no_trace(self, fit, path):
         fit(tiny_model())
         with safetensors.safe_open(path, framework="pt") as file:
