@@ -472,7 +472,7 @@ def _metrics(plan: Plan, grid: Grid) -> dict[str, Any]:
         found[f"isolation_forest_auroc_{name}"] = over_seeds(forest)
     for name, line in (
         ("auroc_gain_over_label_free_line", "neg_log_p0"),
-        ("auroc_gain_over_label_free_text_line", "neg_log_p0_text"),
+        ("auroc_gain_over_text_line", "neg_log_p0_text"),
         ("auroc_gain_over_ceiling", "neyman_pearson"),
     ):
         shares = grid.shares("unseen disease", HEADLINE, line)
