@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from medlm_utils import ct, metrics, phantom, resnet, runtime
 from medlm_utils.runtime import MedlmError
@@ -22,7 +23,15 @@ from medlm_utils.studies import core
 
 TEST_SEED = 51  # of the patients whom every study of this chapter asks
 SHARES = (0.8, 0.2)  # of labelled patients: to learn from, to choose weights
-PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # of a head on frozen features, to choose from
+FOLDS = 5
+LEAST_SPREAD = 0.3  # of a feature, as a share of the root mean square of all
+PENALTIES = (
+    1.0,
+    3.0,
+    10.0,
+    30.0,
+    100.0,
+)  # of a head on frozen features, to choose from
 DRAWS = 1000  # of patients, for intervals
 
 
@@ -112,6 +121,9 @@ def tune(
 ) -> tuple[resnet.ResNet18, resnet.Tuned]:
     """Train a network on labelled patients, a fifth of whom choose the weights.
 
+    One with weights begins with the head of `fit_frozen`, which does not see them, and
+    keeps the means and spreads of its batch normalisations.
+
     Parameters
     ----------
     study
@@ -123,8 +135,12 @@ def tune(
     settings
         Their seed is that of the split and of the new weights, too.
     """
-    model = resnet.build(2, weights, seed=settings.seed).to(study.profile.device)
     train, val = parts(cohort, settings.seed)
+    if weights is None:
+        model = resnet.build(2, seed=settings.seed).to(study.profile.device)
+    else:
+        model, _ = fit_frozen(study, train, weights, settings.seed)
+        keep_norms(model)
     tuned = resnet.finetune(
         model,
         train.images,
@@ -144,19 +160,42 @@ def parts(cohort: phantom.Cohort, seed: int) -> tuple[phantom.Cohort, phantom.Co
     return cohort[train], cohort[val]
 
 
+class StillNorm(nn.BatchNorm2d):
+    """A batch normalisation that uses and keeps its running means, in training too."""
+
+    def train(self, mode: bool = True) -> StillNorm:
+        """Evaluation mode, whatever is asked for."""
+        del mode
+        return super().train(False)
+
+
+def keep_norms(model: nn.Module) -> None:
+    """Make every batch normalisation a `StillNorm`; gains and biases still learn.
+
+    The head is fitted to features in evaluation mode. With the statistics of a batch of
+    few patients the same weights give other features, and the head is lost.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = StillNorm
+            module.eval()
+
+
 def fit_frozen(
     study: core.Study, cohort: phantom.Cohort, weights: Any, seed: int
 ) -> tuple[resnet.ResNet18, float]:
-    """A head on features as they are; its penalty is the one that suits validation.
+    """A head on features as they are; its penalty is chosen by cross-validation.
 
     Parameters
     ----------
     study
         Whose machine counts.
-    cohort, weights
-        As in `tune`.
+    cohort
+        The labelled patients; each is in one fold.
+    weights
+        As of `resnet.build`.
     seed
-        Of the split.
+        Of the folds.
 
     Returns
     -------
@@ -164,21 +203,42 @@ def fit_frozen(
         The network and the penalty, as of `resnet.fit_head`.
     """
     model = resnet.build(2, weights, seed=seed).to(study.profile.device)
-    train, val = parts(cohort, seed)
-    compute = functools.partial(resnet.features, model, precision=precision_of(study))
-    seen, asked = compute(train.images), compute(val.images)
-    tried = []
-    for penalty in PENALTIES:
-        weight, bias = head(seen, train.label, penalty)
-        margin = asked @ weight + bias
-        both = np.stack([-margin, margin], axis=1) / 2
-        tried.append((metrics.log_loss(val.label, metrics.softmax(both)), penalty))
-    best = min(tried)[1]
-    weight, bias = head(seen, train.label, best)
+    seen = resnet.features(model, cohort.images, precision=precision_of(study))
+    penalty = best_penalty(seen, cohort.label, cohort.patient, seed)
+    weight, bias = head(seen, cohort.label, penalty)
+    both = np.stack([-weight, weight]) / 2
     with torch.no_grad():
-        model.fc.weight.copy_(torch.from_numpy(np.stack([-weight, weight]) / 2))
+        model.fc.weight.copy_(torch.from_numpy(both))
         model.fc.bias.copy_(torch.tensor([-bias / 2, bias / 2]))
-    return model, best
+    return model, penalty
+
+
+def best_penalty(
+    seen: np.ndarray, label: np.ndarray, patient: np.ndarray, seed: int
+) -> float:
+    """The penalty with the lowest log-loss on patients who are left out in turn.
+
+    Parameters
+    ----------
+    seen
+        (slices, 512) features.
+    label, patient
+        (slices,)
+    seed
+        Of the folds.
+    """
+    shares = [1 / FOLDS] * FOLDS
+    folds = ct.split(patient, shares, seed, label)
+    losses = np.zeros(len(PENALTIES))
+    for fold in folds:
+        rest = np.setdiff1d(np.arange(len(label)), fold)
+        for number, penalty in enumerate(PENALTIES):
+            weight, bias = head(seen[rest], label[rest], penalty)
+            margin = seen[fold] @ weight + bias
+            both = np.stack([-margin, margin], axis=1) / 2
+            nats = metrics.surprisal(label[fold], metrics.softmax(both))
+            losses[number] += nats.sum()
+    return PENALTIES[int(losses.argmin())]
 
 
 def head(
@@ -187,7 +247,9 @@ def head(
     """Weights (512,) and bias of a logistic regression on features of any scale."""
     from sklearn.linear_model import LogisticRegression
 
-    mean, spread = seen.mean(axis=0), np.maximum(seen.std(axis=0), 1e-6)
+    mean, spread = seen.mean(axis=0), seen.std(axis=0)
+    # A channel that hardly ever answers would get a weight that any change blows up.
+    spread = np.maximum(spread, LEAST_SPREAD * np.sqrt(np.square(spread).mean()))
     found = LogisticRegression(C=1 / (100 * penalty), max_iter=2000)
     found.fit((seen - mean) / spread, label)
     weight = found.coef_[0] / spread
