@@ -810,9 +810,9 @@ def read_folder(
     Source: chapter 5.
     """
     folder = Path(folder)
-    rows = _read_table(patients)
+    rows = read_table(patients)
     names = [path.relative_to(folder).as_posix() for path in image_files(folder)]
-    _check_files_of_table(names, rows, folder, Path(str(patients)))
+    check_table(names, rows, folder, Path(str(patients)))
     images, read, skipped = read_images(folder, names, size, grey, skip_bad)
     of_file = [rows[name] for name in read]
     labels = _labels(read, of_file, Path(str(patients)))
@@ -994,8 +994,19 @@ def _check_alike(
     )
 
 
-def _read_table(path: str | Path | None) -> dict[str, dict[str, str]]:
-    """The rows of the table of patients, by file."""
+def read_table(path: str | Path | None) -> dict[str, dict[str, str]]:
+    """The rows of a table of patients, by file.
+
+    Parameters
+    ----------
+    path
+        A CSV file with the columns ``file`` and ``patient``, perhaps others.
+
+    Raises
+    ------
+    MedlmError
+        If there is no such file, it lacks a column, or a row has no file or patient.
+    """
     if path is None or not Path(path).is_file():
         missing = "There is no table of patients" if path is None else f"No file {path}"
         raise MedlmError(
@@ -1035,9 +1046,25 @@ def _read_table(path: str | Path | None) -> dict[str, dict[str, str]]:
     return by_file
 
 
-def _check_files_of_table(
+def check_table(
     names: Sequence[str], rows: dict[str, Any], folder: Path, table: Path
 ) -> None:
+    """Refuse a table that does not name just the files of a folder.
+
+    Parameters
+    ----------
+    names
+        Of the images in the folder.
+    rows
+        As `read_table` gives them.
+    folder, table
+        For the words of the error.
+
+    Raises
+    ------
+    MedlmError
+        If an image is not in the table, or the other way round.
+    """
     unknown = [name for name in names if name not in rows]
     if unknown:
         raise MedlmError(

@@ -428,6 +428,60 @@ def save_int8(model: nn.Module, path: str | Path, about: Mapping[str, Any]) -> N
             tensors[name] = value.clone()
         else:
             tensors[name], tensors[f"{name}.scale"] = _to_int8(value)
+    _write_weights(tensors, path, about)
+
+
+def save(model: ResNet18, path: str | Path, about: Mapping[str, Any]) -> None:
+    """Write a model with its weights as they are, and what is known about it.
+
+    Parameters
+    ----------
+    model, path, about
+        As in `save_int8`.
+
+    Raises
+    ------
+    MedlmError
+        If the file cannot be written.
+
+    Source: chapter 5.
+    """
+    tensors = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in model.state_dict().items()
+    }
+    _write_weights(tensors, Path(path), about)
+
+
+def load(path: str | Path) -> tuple[ResNet18, dict[str, Any]]:
+    """What `save` wrote: a model, ready for evaluation, and what is known about it.
+
+    Parameters
+    ----------
+    path
+        Of the file; one of `save_int8` will do too.
+
+    Raises
+    ------
+    MedlmError
+        As in `load_int8`, or if the weights are not those of a ResNet-18.
+
+    Source: chapter 5.
+    """
+    kept, about = load_int8(path)
+    if not {"fc.weight", "conv1.weight"} <= kept.keys():
+        raise _bad_file(Path(path), "they are not those of a ResNet-18")
+    outputs, channels = len(kept["fc.weight"]), kept["conv1.weight"].shape[1]
+    with torch.random.fork_rng():  # weights are drawn, and then replaced
+        model = ResNet18(outputs, channels)
+    _load(model, kept, str(path))
+    return model.eval(), about
+
+
+def _write_weights(
+    tensors: dict[str, Tensor], path: Path, about: Mapping[str, Any]
+) -> None:
+    """Beside, then renamed."""
     text = json.dumps(dict(about))
     header = {"medlm": str(_FORMAT), "about": text, "sha256": _digest(tensors, text)}
     part = path.with_name(path.name + ".part")
@@ -469,8 +523,9 @@ def load_int8(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise MedlmError(
-            f"There are no weights {path}; expected a file that save_int8 wrote. Those "
-            "of the package are made by `python -m medlm_utils.studies.ct_pretrain`."
+            f"There are no weights {path}; expected a file that save_int8 or `medlm "
+            "ct-finetune` wrote. Those of the package are made by `python -m "
+            "medlm_utils.studies.ct_pretrain`."
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:

@@ -318,6 +318,21 @@ def test_weights_that_are_not_there(tmp_path):
         resnet.build(2, tmp_path / "none")
 
 
+def test_a_model_is_written_and_read_as_it_is(model, tmp_path):
+    path = tmp_path / "deep" / "model.safetensors"
+    resnet.save(model, path, {"classes": ["a", "b"]})
+    state = torch.get_rng_state()
+    found, about = resnet.load(path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert about == {"classes": ["a", "b"]} and not found.training
+    assert all(
+        torch.equal(t, found.state_dict()[n]) for n, t in weights_of(model).items()
+    )
+    resnet.save_int8(nn.Linear(2, 2), path, {})
+    with pytest.raises(MedlmError, match="not those of a ResNet-18"):
+        resnet.load(path)
+
+
 @pytest.mark.parametrize("damage", ["cut", "bit", "header", "text"])
 def test_damaged_weights_are_refused(kept, tmp_path, damage):
     path = tmp_path / "w.safetensors"

@@ -12,11 +12,29 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from medlm_utils.cli import clinic, data, detect, finetune, phantom, predict
+from medlm_utils.cli import (
+    clinic,
+    ct_finetune,
+    ct_predict,
+    data,
+    detect,
+    finetune,
+    phantom,
+    predict,
+)
 from medlm_utils.runtime import MedlmError
 
 # A new module of commands is named here.
-GROUPS = (data, clinic, phantom, finetune, predict, detect)
+GROUPS = (
+    data,
+    clinic,
+    phantom,
+    finetune,
+    predict,
+    detect,
+    ct_finetune,
+    ct_predict,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,585 @@
+"""Tests of `medlm ct-finetune` and `medlm ct-predict`, and of their report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import safetensors.torch
+from PIL import Image
+from test_cli_bert import Page, contents
+
+from medlm_utils import ct, metrics
+from medlm_utils.cli import ct_finetune
+from medlm_utils.cli import main as cli
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADING = ("file", "patient", "label", "scanner")
+
+
+def write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_images(folder: Path, patients: int = 30, kind: str = "png") -> None:
+    """What `medlm phantom write` writes, smaller: a bright square in the abnormal."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(patients):
+        name = ("normal", "abnormal")[number % 2]
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for place in (1, 2):
+            hu = rng.normal(-800, 60, (32, 32))
+            y, x = rng.integers(2, 20, 2)
+            hu[y : y + 10, x : x + 10] += 500 * (number % 2)
+            file = f"{name}/p{number:02d}_{place}.{kind}"
+            if kind == "png":
+                grey = np.rint(ct.window(hu) * 255).astype(np.uint8)
+                Image.fromarray(grey).save(folder / file)
+            else:
+                write_dicom(folder / file, hu)
+            rows.append((file, f"p{number:02d}", number % 2, "S1"))
+    write_table(
+        folder / "patients.csv",
+        [dict(zip(HEADING, row, strict=True)) for row in rows],
+    )
+
+
+def write_dicom(path: Path, hu: np.ndarray) -> None:
+    content = pydicom.dcmread(ct.sample_dicom())
+    content.Rows, content.Columns = hu.shape
+    content.PixelData = np.rint(hu + 1024).astype("<i2").tobytes()
+    content.save_as(path)
+
+
+def words_of(images: Path, out: Path, *more: str) -> list[str]:
+    """The words of a command that takes seconds."""
+    files = [f"--images={images}", f"--patients={images / 'patients.csv'}"]
+    settings = ["--epochs=2", "--batch=16", "--weights=none", "--checkpoint-every=1"]
+    return ["ct-finetune", *files, f"--out={out}", *settings, *more]
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images; nobody writes into it."""
+    folder = tmp_path_factory.mktemp("given") / "images"
+    write_images(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    assert cli.main(words_of(given, out)) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(run: Path) -> dict[str, Any]:
+    return json.loads((run / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def own(given: Path, tmp_path: Path) -> Path:
+    """Images that a test may spoil."""
+    shutil.copytree(given, tmp_path / "images")
+    return tmp_path / "images"
+
+
+def said_by(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of an error, the reminder apart."""
+    lines = capsys.readouterr().err.splitlines()
+    kept = [line for line in lines if not line.startswith("medlm: Reminder:")]
+    assert len(kept) == 1, kept
+    return kept[0]
+
+
+# medlm ct-finetune --------------------------------------------------------------------
+
+
+def test_the_choices_are_those_of_the_modules() -> None:
+    assert set(ct_finetune.AGGREGATIONS) == set(ct.AGGREGATIONS)
+
+
+def test_a_run_leaves_model_predictions_and_report(run: Path) -> None:
+    assert {path.name for path in run.iterdir()} == {
+        *["model.safetensors", "report.json", "report.html", "run.json"],
+        *(
+            f"predictions_{part}_{what}.csv"
+            for part in ("validation", "test")
+            for what in ("slices", "patients")
+        ),
+    }
+
+
+def test_no_patient_is_in_two_parts(run: Path, given: Path, report: Any) -> None:
+    sides = [
+        {row["patient"] for row in read_table(run / f"predictions_{part}_slices.csv")}
+        for part in ("validation", "test")
+    ]
+    every = {row["patient"] for row in read_table(given / "patients.csv")}
+    assert sides[0] and sides[1] and not sides[0] & sides[1]
+    assert report["data"]["training"]["patients"] == len(every - sides[0] - sides[1])
+    assert sum(part["images"] for part in report["data"].values()) == 60
+
+
+def test_the_report_agrees_with_the_predictions(run: Path, report: Any) -> None:
+    for part in ("validation", "test"):
+        slices = read_table(run / f"predictions_{part}_slices.csv")
+        patients = read_table(run / f"predictions_{part}_patients.csv")
+        for row in patients:
+            own = [s for s in slices if s["patient"] == row["patient"]]
+            assert {s["label"] for s in own} == {row["label"]}
+            mean = np.mean([float(s["p_abnormal"]) for s in own])
+            assert float(row["p_abnormal"]) == pytest.approx(mean, abs=1e-5)
+        for rows, prefix in ((patients, ""), (slices, "slice_")):
+            label = np.array([row["label"] == "abnormal" for row in rows]).astype(int)
+            score = np.array([float(row["p_abnormal"]) for row in rows])
+            found = report["metrics"][f"{part}_{prefix}auroc"]["value"]
+            assert found == pytest.approx(metrics.auroc(label, score), abs=1e-6)
+        threshold = report["model"]["threshold"]
+        called = score_of(patients) >= threshold - 1e-6
+        sick = np.array([row["label"] == "abnormal" for row in patients])
+        found = report["metrics"][f"{part}_sensitivity"]["value"]
+        assert found == pytest.approx(called[sick].mean())
+        found = report["metrics"][f"{part}_specificity"]["value"]
+        assert found == pytest.approx((~called[~sick]).mean())
+    validation = report["metrics"]["validation_sensitivity"]["value"]
+    assert validation >= 0.9
+
+
+def score_of(rows: list[dict[str, str]]) -> np.ndarray:
+    return np.array([float(row["p_abnormal"]) for row in rows])
+
+
+def test_the_page_stands_alone_and_says_what_its_figures_show(run: Path) -> None:
+    source = (run / "report.html").read_text(encoding="utf-8")
+    page = Page(source)
+    tags = [tag for tag, _ in page.seen]
+    assert tags.count("svg") == 3 and "script" not in tags and "img" not in tags
+    assert not re.search(r"(src|href)\s*=\s*\"(?!#)", source)
+    for tag, attributes in page.seen:
+        if tag == "svg":
+            assert len((attributes["aria-label"] or "").split()) > 5
+    for said in (
+        "Not for clinical use",
+        "AUROC of a forest that sees no pixels",
+        "PNG and JPEG files have lost their Hounsfield units",
+        "No patient has images in two parts",
+    ):
+        assert said in page.text
+    assert str(ROOT) not in source and "/tmp" not in source
+
+
+def test_files_that_tell_the_class_are_a_warning(report: Any) -> None:
+    """The squares compress: the size of a file is enough."""
+    known = report["metrics"]["test_no_pixels_auroc"]
+    words = [w for w in report["warnings"] if "a forest that sees no pixels" in w]
+    assert bool(words) == (known.get("low", 0) > 0.5)
+
+
+def test_a_finished_run_is_not_done_again(
+    run: Path, given: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {p.name: p.stat().st_mtime_ns for p in run.iterdir()}
+    assert cli.main(words_of(given, run)) == 1
+    assert "holds this very run, finished. Add --resume" in said_by(capsys)
+    assert cli.main(words_of(given, run, "--resume")) == 0
+    assert "This run is finished" in said_by(capsys)
+    assert cli.main(words_of(given, run, "--resume", "--seed=5")) == 1
+    assert "holds another run" in said_by(capsys)
+    assert {p.name: p.stat().st_mtime_ns for p in run.iterdir()} == before
+
+
+@pytest.mark.slow
+def test_a_run_that_breaks_off_ends_in_the_same_weights(
+    run: Path, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, at = tmp_path / "out", ct.SliceBatches.at
+
+    def broken(self: Any, step: int) -> Any:
+        if step == 3:
+            raise KeyboardInterrupt
+        return at(self, step)
+
+    monkeypatch.setattr(ct.SliceBatches, "at", broken)
+    assert cli.main(words_of(given, out)) == 130
+    assert (out / "checkpoint.safetensors").exists()
+    assert not (out / "report.json").exists()
+    seen: list[int] = []
+
+    def counted(self: Any, step: int) -> Any:
+        seen.append(step)
+        return at(self, step)
+
+    monkeypatch.setattr(ct.SliceBatches, "at", counted)
+    assert cli.main(words_of(given, out, "--resume")) == 0
+    assert seen[0] == 3
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (run / name).read_bytes()
+    for path in run.glob("predictions_*.csv"):
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    assert not (out / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_dicom_files_simulated_weights_and_a_split_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table says who is where, and what: no folders of classes."""
+    images = tmp_path / "images"
+    write_images(images, 12, "dcm")
+    rows = read_table(images / "patients.csv")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for row in rows:
+        name = row["file"].split("/")[1]
+        shutil.move(images / row["file"], flat / name)
+        number = int(row["patient"][1:])
+        row["file"] = name
+        row["label"] = ("healthy", "ill")[int(row["label"])]
+        row["split"] = "train" if number < 6 else "val" if number < 10 else "test"
+    write_table(flat / "patients.csv", rows)
+    broken = next(flat.glob("p00_*.dcm"))
+    content = pydicom.dcmread(broken)
+    del content.PixelData
+    content.save_as(broken)
+    words = words_of(flat, tmp_path / "out", "--weights=simulated", "--epochs=1")
+    assert cli.main(words) == 1
+    assert "has no pixel data" in said_by(capsys)
+    assert cli.main([*words, "--skip-bad"]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["model"]["classes"] == ["healthy", "ill"]
+    assert report["model"]["window"] == [1500.0, -600.0]
+    assert report["data"]["training"]["images"] == 11
+    assert report["data"]["test"]["patients"] == 2
+    assert [name for name, _ in report["skipped"]] == [broken.name]
+    assert "1 files could not be read" in report["warnings"][0]
+    # What predict says of the same files is what the run said.
+    output = tmp_path / "answers.csv"
+    asked = ["ct-predict", f"--model={tmp_path / 'out' / 'model.safetensors'}"]
+    asked += [f"--images={flat}", f"--output={output}", "--batch=1", "--skip-bad"]
+    assert cli.main(asked) == 0
+    printed = capsys.readouterr().out
+    assert f"left out: {broken.name}" in printed and "Wrote 23 rows" in printed
+    answers = {row["file"]: float(row["p_ill"]) for row in read_table(output)}
+    for row in read_table(tmp_path / "out" / "predictions_test_slices.csv"):
+        assert answers[row["file"]] == pytest.approx(float(row["p_ill"]), abs=0.02)
+
+
+@pytest.mark.slow
+def test_three_classes(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    write_images(images, 18)
+    rows = read_table(images / "patients.csv")
+    for row in rows:
+        row["label"] = "abc"[int(row["patient"][1:]) % 3]
+        name = row["file"].split("/")[1]
+        shutil.move(images / row["file"], images / name)
+        row["file"] = name
+    write_table(images / "patients.csv", rows)
+    assert cli.main(words_of(images, tmp_path / "out", "--epochs=1")) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["model"]["threshold"] is None
+    assert "test_auroc" not in report["metrics"]
+    assert np.shape(report["parts"]["test"]["confusion"]) == (3, 3)
+    Page((tmp_path / "out" / "report.html").read_text())
+
+
+@pytest.mark.slow
+def test_what_phantom_writes_can_be_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEDLM_CACHE_DIR", str(tmp_path / "cache"))
+    made = tmp_path / "made"
+    assert cli.main(["phantom", "write", str(made), "--patients=20"]) == 0
+    for kind in ("png", "dicom"):
+        images, out = made / kind, tmp_path / f"run-{kind}"
+        words = words_of(images, out, "--epochs=1", "--weights=simulated")
+        assert cli.main(words) == 0
+        report = json.loads((out / "report.json").read_text())
+        assert report["model"]["classes"] == ["normal", "abnormal"]
+        assert report["model"]["images"] == ("grey" if kind == "png" else "HU")
+
+
+# What is refused before any training --------------------------------------------------
+
+
+def spoil(images: Path, how: str) -> list[str]:
+    """Make good images into bad ones; the options that the command then needs."""
+    rows = read_table(images / "patients.csv")
+    first = images / rows[0]["file"]
+    if how == "cut short":
+        first.write_bytes(first.read_bytes()[:200])
+    elif how == "not an image":
+        first.write_text("all is well")
+    elif how == "one class":
+        shutil.rmtree(images / "abnormal")
+        rows = [row for row in rows if row["label"] == "0"]
+    elif how == "two splits":
+        for number, row in enumerate(rows):
+            row["split"] = "train" if number % 2 else "test"
+    elif how == "no such split":
+        for row in rows:
+            row["split"] = "learn"
+    elif how == "sizes":
+        Image.new("L", (20, 20)).save(first)
+    elif how == "modes":
+        Image.new("RGB", (32, 32)).save(first)
+    elif how == "no patient":
+        rows[0]["patient"] = ""
+    elif how == "no validation":
+        for row in rows:
+            row["split"] = "train"
+    write_table(images / "patients.csv", rows)
+    return {"no table": ["--patients={none}"]}.get(how, [])
+
+
+BAD = {
+    "cut short": ("p00_1.png cannot be read as a picture", "--skip-bad"),
+    "not an image": ("p00_1.png cannot be read as a picture", "--skip-bad"),
+    "one class": ("are of the class 'normal'", "at least two classes"),
+    "two splits": ("The patient p00 is in two splits", "test"),
+    "no such split": ("The column split says 'learn'", "train, val or test"),
+    "no validation": ("The validation part has no image of the class", "'normal'"),
+    "sizes": ("differ in size: 59 with 32 x 32, 1 with 20 x 20", "--size 128"),
+    "modes": ("differ in mode: 59 with L, 1 with RGB", "--grey"),
+    "no patient": ("has a row without a patient", "patients.csv"),
+}
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_bad_images_are_one_clear_error(
+    how: str, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil(own, how)
+    assert cli.main(words_of(own, tmp_path / "out")) == 1
+    line = said_by(capsys)
+    assert line.startswith("medlm: ") and all(part in line for part in BAD[how]), line
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--images={out}/none", "There is no folder"),
+        ("--patients={out}/none.csv", "No file"),
+        ("--weights={out}/none", "There are no weights"),
+        ("--weights=imagenet", "cannot be downloaded"),
+        ("--epochs=0", "epochs is 0; expected at least 1"),
+        ("--rate=0", "rate is 0.0; expected above 0"),
+        ("--frozen=6", "6 stages are to be frozen; expected 0 to 5"),
+        ("--sensitivity=2", "--sensitivity is 2.0"),
+        ("--checkpoint-every=0", "--checkpoint-every is 0"),
+        ("--size=4", "The size is 4 pixels"),
+    ],
+)
+def test_bad_options_are_one_clear_error(
+    option: str,
+    said: str,
+    given: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    out = tmp_path / "out"
+    assert cli.main(words_of(given, out, option.format(out=out))) == 1
+    assert said in said_by(capsys)
+    assert not out.exists()
+
+
+def test_no_table_of_patients(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ct-finetune", f"--images={given}", f"--out={tmp_path / 'out'}"]
+    assert cli.main(words) == 1
+    assert "There is no table of patients" in said_by(capsys)
+
+
+# medlm ct-predict ---------------------------------------------------------------------
+
+
+def predict(run: Path, images: Path, out: Path, *more: str) -> int:
+    words = [f"--model={run / 'model.safetensors'}", f"--images={images}"]
+    return cli.main(["ct-predict", *words, f"--output={out}", *more])
+
+
+def test_predict_says_what_the_run_said(
+    run: Path, given: Path, tmp_path: Path, report: Any
+) -> None:
+    """With a batch of 1 the files are read in chunks of 8, of 60."""
+    out, table = tmp_path / "out.csv", given / "patients.csv"
+    assert predict(run, given, out, "--batch=1", f"--patients={table}") == 0
+    found = read_table(out)
+    assert [row["file"] for row in found] == [
+        path.relative_to(given).as_posix() for path in ct.image_files(given)
+    ]
+    assert list(found[0]) == ["file", "patient", "predicted", "p_normal", "p_abnormal"]
+    of_file = {row["file"]: float(row["p_abnormal"]) for row in found}
+    for row in read_table(run / "predictions_test_slices.csv"):
+        expected = float(row["p_abnormal"])
+        assert of_file[row["file"]] == pytest.approx(expected, abs=0.02)
+    threshold = report["model"]["threshold"]
+    patients = read_table(tmp_path / "out_patients.csv")
+    assert len(patients) == 30
+    for row in patients:
+        share = np.mean([float(r["p_abnormal"]) for r in found
+                         if r["patient"] == row["patient"]])  # fmt: skip
+        assert float(row["p_abnormal"]) == pytest.approx(share, abs=1e-5)
+        if abs(share - threshold) > 1e-5:
+            called = ("normal", "abnormal")[int(share >= threshold)]
+            assert row["at_operating_point"] == called
+
+
+def test_predict_needs_no_table_and_skips_what_is_bad(
+    run: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = own / "normal" / "p00_1.png"
+    bad.write_bytes(b"no image")
+    out = tmp_path / "out.csv"
+    assert predict(run, own, out) == 1
+    assert "p00_1.png cannot be read" in said_by(capsys) and not out.exists()
+    assert predict(run, own, out, "--skip-bad") == 0
+    assert "1 files could not be read and were left out" in capsys.readouterr().out
+    assert len(read_table(out)) == 59 and "patient" not in read_table(out)[0]
+
+
+@pytest.mark.parametrize(
+    "how", ["other kind", "other size", "weights", "pickle", "there", "batch"]
+)
+def test_predict_refuses(
+    how: str,
+    run: Path,
+    given: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images, model, more, said = given, run / "model.safetensors", [], ""
+    out = tmp_path / "out.csv"
+    if how == "other kind":
+        images, said = tmp_path / "dicom", "learned from pictures, in grey"
+        images.mkdir()
+        shutil.copy(ct.sample_dicom(), images)
+    elif how == "other size":
+        images, said = tmp_path / "large", "40 x 40 pixels; expected 32 x 32"
+        images.mkdir()
+        Image.new("L", (40, 40)).save(images / "a.png")
+    elif how == "weights":
+        from medlm_utils import resnet
+
+        model, said = resnet.simulated_weights(), "is no model of `medlm ct-finetune`"
+    elif how == "pickle":
+        model, said = tmp_path / "model.pt", "holds no weights that can be used"
+        model.write_bytes(b"\x80\x04.")
+    elif how == "there":
+        out.write_text("Weeks of work")
+        said = "is there already. Name another file, or add --force"
+    else:
+        more, said = ["--batch=0"], "--batch is 0"
+    words = ["ct-predict", f"--model={model}", f"--images={images}", f"--output={out}"]
+    assert cli.main([*words, *more]) == 1
+    assert said in said_by(capsys)
+    assert out.exists() == (how == "there")
+
+
+# Several processes --------------------------------------------------------------------
+
+
+def launch(*words: str) -> subprocess.CompletedProcess[str]:
+    """A command of medlm in two processes on this machine's CPU."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"),
+            *("--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"),
+            *("--dynamo_backend", "no", "--main_process_port", str(port)),
+            *("-m", "medlm_utils", *words),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "MEDLM_PROFILE": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.mark.slow
+class TestTwoProcesses:
+    @pytest.fixture(scope="class")
+    def pair(self, given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        out = tmp_path_factory.mktemp("pair") / "out"
+        done = launch(*words_of(given, out))
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout.count("test: AUROC") == 1
+        assert "on cpu, 2 processes" in done.stderr
+        return out
+
+    def test_they_write_one_run(self, pair: Path, run: Path) -> None:
+        assert contents(pair).keys() == contents(run).keys()
+        report = json.loads((pair / "report.json").read_text())
+        assert report["processes"] == 2
+
+    def test_the_main_model_is_the_one_that_was_judged(
+        self, pair: Path, given: Path, tmp_path: Path
+    ) -> None:
+        """Running means differ between processes; what is written has to answer."""
+        assert predict(pair, given, tmp_path / "out.csv") == 0
+        alone = {row["file"]: row for row in read_table(tmp_path / "out.csv")}
+        for row in read_table(pair / "predictions_test_slices.csv"):
+            found = float(alone[row["file"]]["p_abnormal"])
+            assert found == pytest.approx(float(row["p_abnormal"]), abs=0.02)
+
+    def test_weights_move_as_far_as_those_of_one(self, pair: Path, run: Path) -> None:
+        """Not the same: each process normalises its own half of a batch."""
+        one, two = (
+            safetensors.torch.load_file(folder / "model.safetensors")["conv1.weight"]
+            for folder in (run, pair)
+        )
+        start = build_start()
+        moved = [float((weight - start).norm()) for weight in (one, two)]
+        assert 0.3 < moved[1] / moved[0] < 3
+
+    def test_they_share_a_prediction(
+        self, run: Path, given: Path, tmp_path: Path
+    ) -> None:
+        out, alone = tmp_path / "two.csv", tmp_path / "one.csv"
+        words = [f"--model={run / 'model.safetensors'}", f"--images={given}"]
+        done = launch("ct-predict", *words, f"--output={out}", "--batch=7")
+        assert done.returncode == 0, done.stderr
+        assert predict(run, given, alone) == 0
+        pairs = zip(read_table(out), read_table(alone), strict=True)
+        for one, two in pairs:
+            assert one["file"] == two["file"]
+            assert float(one["p_abnormal"]) == pytest.approx(
+                float(two["p_abnormal"]), abs=0.02
+            )
+
+
+def build_start() -> Any:
+    """The first convolution of a run from scratch, before it."""
+    from medlm_utils import resnet, runtime
+
+    return resnet.build(2, None, seed=runtime.SEED).conv1.weight.detach()
