@@ -121,6 +121,7 @@ def test_the_choices_are_those_of_the_modules() -> None:
     assert set(ct_finetune.AGGREGATIONS) == set(ct.AGGREGATIONS)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_model_predictions_and_report(run: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
         *["model.safetensors", "report.json", "report.html", "run.json"],
@@ -132,6 +133,7 @@ def test_a_run_leaves_model_predictions_and_report(run: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_no_patient_is_in_two_parts(run: Path, given: Path, report: Any) -> None:
     sides = [
         {row["patient"] for row in read_table(run / f"predictions_{part}_slices.csv")}
@@ -143,6 +145,7 @@ def test_no_patient_is_in_two_parts(run: Path, given: Path, report: Any) -> None
     assert sum(part["images"] for part in report["data"].values()) == 60
 
 
+@pytest.mark.slow
 def test_the_report_agrees_with_the_predictions(run: Path, report: Any) -> None:
     for part in ("validation", "test"):
         slices = read_table(run / f"predictions_{part}_slices.csv")
@@ -172,6 +175,7 @@ def score_of(rows: list[dict[str, str]]) -> np.ndarray:
     return np.array([float(row["p_abnormal"]) for row in rows])
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_says_what_its_figures_show(run: Path) -> None:
     source = (run / "report.html").read_text(encoding="utf-8")
     page = Page(source)
@@ -191,6 +195,7 @@ def test_the_page_stands_alone_and_says_what_its_figures_show(run: Path) -> None
     assert str(ROOT) not in source and "/tmp" not in source
 
 
+@pytest.mark.slow
 def test_files_that_tell_the_class_are_a_warning(report: Any) -> None:
     """The squares compress: the size of a file is enough."""
     known = report["metrics"]["test_no_pixels_auroc"]
@@ -198,6 +203,7 @@ def test_files_that_tell_the_class_are_a_warning(report: Any) -> None:
     assert bool(words) == (known.get("low", 0) > 0.5)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_done_again(
     run: Path, given: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -359,7 +365,7 @@ BAD = {
     "cut short": ("p00_1.png cannot be read as a picture", "--skip-bad"),
     "not an image": ("p00_1.png cannot be read as a picture", "--skip-bad"),
     "one class": ("are of the class 'normal'", "at least two classes"),
-    "two splits": ("The patient p00 is in two splits", "test"),
+    "two splits": ("The patient p01 is in two splits", "test"),
     "no such split": ("The column split says 'learn'", "train, val or test"),
     "no validation": ("The validation part has no image of the class", "'normal'"),
     "sizes": ("differ in size: 59 with 32 x 32, 1 with 20 x 20", "--size 128"),
@@ -425,6 +431,7 @@ def predict(run: Path, images: Path, out: Path, *more: str) -> int:
     return cli.main(["ct-predict", *words, f"--output={out}", *more])
 
 
+@pytest.mark.slow
 def test_predict_says_what_the_run_said(
     run: Path, given: Path, tmp_path: Path, report: Any
 ) -> None:
@@ -452,6 +459,7 @@ def test_predict_says_what_the_run_said(
             assert row["at_operating_point"] == called
 
 
+@pytest.mark.slow
 def test_predict_needs_no_table_and_skips_what_is_bad(
     run: Path, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -465,6 +473,7 @@ def test_predict_needs_no_table_and_skips_what_is_bad(
     assert len(read_table(out)) == 59 and "patient" not in read_table(out)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["other kind", "other size", "weights", "pickle", "there", "batch"]
 )
