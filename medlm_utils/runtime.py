@@ -65,6 +65,11 @@ class Profile:
     anomaly_test_patients: int  # usual ones in the test
     anomaly_odd_patients: int  # of each kind, in the test
     anomaly_draws: int  # of patients, for the intervals of the large table
+    # chapter 5, lung CT
+    ct_patients: int  # for training and validation
+    ct_test_patients: int
+    ct_epochs: int
+    ct_batch: int  # slices a step
 
 
 # The one dial. MEDLM_PROFILE chooses a row; a bigger machine means bigger numbers here.
@@ -97,6 +102,10 @@ PROFILES = {
         anomaly_test_patients=300,
         anomaly_odd_patients=100,
         anomaly_draws=200,
+        ct_patients=440,
+        ct_test_patients=400,
+        ct_epochs=4,
+        ct_batch=32,
     ),
     "gpu": Profile(
         name="gpu",
@@ -126,6 +135,10 @@ PROFILES = {
         anomaly_test_patients=1500,
         anomaly_odd_patients=500,
         anomaly_draws=1000,
+        ct_patients=2000,
+        ct_test_patients=1000,
+        ct_epochs=10,
+        ct_batch=64,
     ),
 }
 
