@@ -397,10 +397,12 @@ class TestShortcut:
             "no_marker": nothing,
             "marker_reversed": 1 - letter,
             "lungs_blanked": letter,
+            "nothing_left": nothing,
             "second_hospital": nothing,
         }
         by_reading = dict.fromkeys(ct_shortcut.WAYS, oracle) | {
-            "lungs_blanked": nothing
+            "lungs_blanked": nothing,
+            "nothing_left": nothing,
         }
         found = ct_shortcut.summary(
             {
@@ -416,6 +418,7 @@ class TestShortcut:
         assert found["auroc_with_marker_marker_reversed"]["value"] < 0.2
         assert found["auroc_with_marker_lungs_blanked"]["low"] > 0.8
         assert found["auroc_without_marker_lungs_blanked"]["value"] == 0.5
+        assert found["auroc_with_marker_nothing_left"]["value"] == 0.5
         lost = found["auroc_lost_without_marker_with_marker"]["value"]
         assert lost == pytest.approx(alone - 0.5)
         both = found["oracle_with_marker_auroc"]["value"]

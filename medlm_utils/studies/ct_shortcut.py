@@ -4,14 +4,15 @@ Two networks are fine-tuned on the same patients of hospital A. In the images of
 most abnormal patients carry a small dense letter beside the body, and few of the
 others; those of the other one have no letter. Both are asked about the same test
 patients in several ways: with the letter as often as in training; without it; with
-the letter on the others; with the lungs blanked, so that nothing of the disease is
-left; and about patients of hospital B, whose scanner is another one.
+the letter on the others; with the lungs blanked, so that the letter alone is left;
+with the lungs blanked and no letter, so that nothing is; and about patients of hospital
+B, whose scanner is another one.
 
 How much the letter is worth is known. Alone it has an exact AUROC, and a reader who
 knows opacities and letter adds their two log likelihood ratios.
 
 Source: chapter 5; `python -m medlm_utils.studies.ct_shortcut`. The question is that of
-DeGrave et al. 2021 and Zech et al. 2018; blanking is theirs, too.
+Zech et al. 2018 and DeGrave et al. 2021; lungs were blanked by Maguolo and Nanni 2021.
 """
 
 from __future__ import annotations
@@ -32,7 +33,14 @@ DRAW, MARKER_SEED, TEST_MARKER_SEED = 61, 62, 63
 SHARES = (0.9, 0.1)  # of abnormal and of other patients who carry the letter
 LUNG_HU = -860  # of a lung without anything in it
 TRAININGS = ("with_marker", "without_marker")
-WAYS = ("home", "no_marker", "marker_reversed", "lungs_blanked", "second_hospital")
+WAYS = (
+    "home",
+    "no_marker",
+    "marker_reversed",
+    "lungs_blanked",
+    "nothing_left",
+    "second_hospital",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +82,7 @@ PLANS = {
 
 
 def asked(plan: Plan) -> dict[str, phantom.Cohort]:
-    """The test cohorts, by name of `WAYS`; the first four are of the same patients."""
+    """The test cohorts, by name of `WAYS`; all but the last are of one hospital."""
     home = ct_runs.patients(plan.test_patients, ct_runs.TEST_SEED, size=plan.size)
     other = ct_runs.patients(plan.test_patients, ct_runs.TEST_SEED, "B", plan.size)
     abnormal, normal = SHARES
@@ -86,6 +94,7 @@ def asked(plan: Plan) -> dict[str, phantom.Cohort]:
             home, normal, abnormal, TEST_MARKER_SEED
         ),
         "lungs_blanked": blanked(marked),
+        "nothing_left": blanked(home),
         "second_hospital": other,
     }
 
