@@ -370,7 +370,7 @@ class TestShortcut:
         assert metrics.auroc(label, letter) == pytest.approx(0.9)
 
     def test_who_carries_it(self):
-        plan = dataclasses.replace(ct_shortcut.PLANS["tiny"], test_patients=150)
+        plan = dataclasses.replace(ct_shortcut.PLANS["tiny"], test_patients=100)
         asked = ct_shortcut.asked(plan)
         assert set(asked) == set(ct_shortcut.WAYS)
         plain = asked["no_marker"]
@@ -378,8 +378,8 @@ class TestShortcut:
         has = ct_shortcut.carries(plain, asked["home"])
         swapped = ct_shortcut.carries(plain, asked["marker_reversed"])
         for share, ill in ((0.9, 1), (0.1, 0)):
-            assert has[label == ill].mean() == pytest.approx(share, abs=0.12)
-            assert swapped[label == ill].mean() == pytest.approx(1 - share, abs=0.12)
+            assert has[label == ill].mean() == pytest.approx(share, abs=0.15)
+            assert swapped[label == ill].mean() == pytest.approx(1 - share, abs=0.15)
         ct.check_apart(plain.patient, asked["second_hospital"].patient)
         letter = asked["home"].images != plain.images
         assert not (letter & plain.lungs).any()

@@ -68,14 +68,14 @@ class Plan:
     rate: float = 0.002
     head_rate: float = 0.01
     frozen_stages: int = 0
-    rate_scratch: float = 0.03
+    rate_scratch: float = 0.1
     batch: int = 32
     size: int = 128
 
 
 PLANS = {
     "tiny": Plan((10, 15), 10, 10, 24, 1, 1, 1, 1, batch=16, size=32),
-    "cpu": Plan((25, 50, 100, 200, 400, 800, 1600), 100, 200, 500, 5, 0, 6, 4000),
+    "cpu": Plan((25, 50, 100, 200, 400, 800, 1600), 100, 200, 500, 5, 0, 6, 2400),
     "gpu": Plan(
         (25, 50, 100, 200, 400, 800, 1600, 3200), 3200, 3200, 2000, 8, 0, 30, 30_000
     ),

@@ -170,6 +170,7 @@ def run(study: core.Study) -> tuple[dict[str, Any], dict[str, Any]]:
     settings = {
         **dataclasses.asdict(plan),
         "how": dataclasses.asdict(settings_of(study, plan)),
+        "ways": WAYS,
         "world": [phantom.VERSION, DRAW, ct_runs.TEST_SEED, *SHARES, LUNG_HU],
         "weights": ct_learning_curve.digest(resnet.simulated_weights()),
     }
