@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
 from study_runs import a_study, run_tiny, tracked
 from torch.nn import functional as F
 
@@ -78,8 +79,9 @@ def without_seconds(entry):
 class TestTiny:
     @pytest.mark.parametrize("module", METRICS, ids=lambda m: m.__name__.split(".")[-1])
     def test_the_record_has_its_shape_and_is_the_same_again(
-        self, module, tmp_path, capsys
+        self, module, tmp_path, capsys, monkeypatch
     ):
+        monkeypatch.setattr(ct_runs, "DRAWS", 50)
         before, started = tracked(), time.process_time()
         record = run_tiny(module, tmp_path)
         assert time.process_time() - started < 20
@@ -309,17 +311,61 @@ class TestRuns:
         assert ct_runs.epochs_for(100, 950, 4) == 10
         assert ct_runs.epochs_for(1000, 950, 4) == 4
 
-    def test_a_frozen_network_is_that_of_fit_head(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(ct_runs, "PENALTIES", (1.0,))
+    def test_a_frozen_network_is_its_head_on_its_features(self, tmp_path):
         study = a_study(tmp_path, tiny=True)
-        ours, penalty = ct_runs.fit_frozen(study, small(), None, 0)
-        theirs = resnet.build(2, None, seed=0)
-        train, _ = ct_runs.parts(small(), 0)
-        resnet.fit_head(theirs, train.images, train.label)
-        assert penalty == 1.0
-        scores = [ct_runs.scores(study, m, small()) for m in (ours, theirs)]
-        np.testing.assert_allclose(*scores, atol=1e-4)
-        assert np.std(scores[0]) > 0.01
+        model, penalty = ct_runs.fit_frozen(study, small(), None, 0)
+        assert penalty in ct_runs.PENALTIES
+        fresh = resnet.build(2, None, seed=0)
+        seen = resnet.features(fresh, small().images)
+        weight, bias = ct_runs.head(seen, small().label, penalty)
+        _, expected = ct.by_patient(small().patient, seen @ weight + bias, "mean")
+        found = ct_runs.scores(study, model, small())
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert np.std(found) > 0.01
+
+    def test_a_head_is_a_logistic_regression_on_equal_spreads(self):
+        rng = np.random.default_rng(0)
+        label = rng.integers(0, 2, 300)
+        seen = rng.normal(size=(300, 4)) + label[:, None] * [1, 0, -0.5, 0]
+        even = (seen - seen.mean(axis=0)) / seen.std(axis=0)
+        model = LogisticRegression(C=0.01 / 3).fit(even, label)
+        # Neither the scale nor the middle of a feature counts.
+        weight, bias = ct_runs.head(seen * [9, 8, 10, 9] + 5, label, 3.0)
+        ours = (seen * [9, 8, 10, 9] + 5) @ weight + bias
+        np.testing.assert_allclose(ours, model.decision_function(even), atol=1e-3)
+
+    def test_a_channel_that_hardly_answers_gets_no_large_weight(self):
+        rng = np.random.default_rng(0)
+        label = rng.integers(0, 2, 300)
+        seen = rng.normal(size=(300, 4)) * [1, 1, 1, 1e-6]
+        seen[:, 3] += 1e-6 * label
+        weight, _ = ct_runs.head(seen, label, 1.0)
+        assert abs(weight[3]) < 1e-3  # divided by its spread it would be thousands
+
+    def test_the_penalty_is_chosen_on_other_patients(self):
+        """Slices of a patient look alike: folds of slices would choose a low one."""
+        patient, chosen = np.repeat(np.arange(40), 3), []
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            label = np.repeat(rng.integers(0, 2, 40), 3)
+            alike = np.repeat(rng.normal(size=(40, 60)), 3, axis=0)
+            chosen.append(ct_runs.best_penalty(alike, label, patient, 0))
+        assert np.median(chosen) == max(ct_runs.PENALTIES)
+        clear = alike + 8 * label[:, None]
+        found = ct_runs.best_penalty(clear, label, patient, 0)
+        assert found == min(ct_runs.PENALTIES)
+
+    def test_normalisations_stay_as_they_are(self):
+        model = resnet.build(2)
+        before = {n: b.clone() for n, b in model.named_buffers()}
+        images = ct.to_tensor(small().images[:8])
+        model.eval()
+        expected = model(images)
+        ct_runs.keep_norms(model)
+        model.train()
+        assert torch.equal(model(images), expected)
+        assert all(torch.equal(before[n], b) for n, b in model.named_buffers())
+        assert model.layer4[1].bn2.weight.requires_grad
 
 
 class TestCurve:
