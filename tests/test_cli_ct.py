@@ -537,17 +537,19 @@ def launch(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.fixture(scope="module")
+def pair(given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two processes."""
+    out = tmp_path_factory.mktemp("pair") / "out"
+    done = launch(*words_of(given, out))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("test: AUROC") == 1
+    assert re.search(r"on cpu\S*, 2 processes", done.stderr)
+    return out
+
+
 @pytest.mark.slow
 class TestTwoProcesses:
-    @pytest.fixture(scope="class")
-    def pair(self, given: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-        out = tmp_path_factory.mktemp("pair") / "out"
-        done = launch(*words_of(given, out))
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert done.stdout.count("test: AUROC") == 1
-        assert "on cpu, 2 processes" in done.stderr
-        return out
-
     def test_they_write_one_run(self, pair: Path, run: Path) -> None:
         assert contents(pair).keys() == contents(run).keys()
         report = json.loads((pair / "report.json").read_text())
