@@ -102,7 +102,7 @@ PROFILES = {
         anomaly_test_patients=300,
         anomaly_odd_patients=100,
         anomaly_draws=200,
-        ct_patients=440,
+        ct_patients=400,
         ct_test_patients=400,
         ct_epochs=4,
         ct_batch=32,
@@ -466,7 +466,7 @@ def results(
 def print_results(content: dict[str, Any]) -> None:
     """Print a record: one line a metric, then how long the run took."""
     for name, metric in content["metrics"].items():
-        print(f"{name:<38}{_in_words(metric)}")
+        print(f"{name:<37} {_in_words(metric)}")
     took = f"{approx(content['notebook_seconds'], 2)} s"
     if "peak_memory_gb" in content:
         took += f" and {approx(content['peak_memory_gb'], 2)} GB of memory"
@@ -617,7 +617,7 @@ def study(name: str, only: Sequence[str] | None = None) -> dict[str, Any]:
             f"{', '.join(content['metrics'])}."
         )
     for key in content["metrics"] if only is None else only:
-        print(f"{key:<38}{_in_words(content['metrics'][key])}")
+        print(f"{key:<37} {_in_words(content['metrics'][key])}")
     minutes = approx(content["notebook_seconds"] / 60, 2)
     print(f"Recorded {content['date']} on {content['hardware']} in {minutes} min.")
     print(f"Again: {content['command']}")

@@ -179,7 +179,7 @@ def test_it_says_what_was_written_and_the_ceiling(tmp_path, capsys):
 def test_a_folder_that_holds_something_is_left_alone(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert write(tmp_path) == 1
-    assert "not empty" in capsys.readouterr().err
+    assert "not empty. Name a new folder" in capsys.readouterr().err
     assert files_in(tmp_path) == {"mine.txt"}
 
 

@@ -30,6 +30,12 @@ def test_numbers_in_cells_stand_out_from_their_cell():
         assert abs(np.mean(to_rgb(text.get_color())) - cell) > 0.4
 
 
+def test_a_cell_without_a_value_stays_empty():
+    ax = plots.heatmap([[0.0, np.nan, 1.0]], digits=1)
+    assert [text.get_text() for text in ax.texts] == ["0.0", "1.0"]
+    plt.close(ax.figure)
+
+
 def test_heatmaps_share_one_scale():
     figure = plots.heatmaps(np.stack([np.eye(2), np.eye(2) / 2]), ["one", "half"])
     assert {ax.images[0].get_clim() for ax in figure.axes[:2]} == {(0.0, 1.0)}

@@ -25,6 +25,7 @@ CHAPTERS = [
     "02_transformer_lm",
     "03_bert_finetuning",
     "04_embedding_anomalies",
+    "05_ct_resnet",
 ]
 APPENDICES = ["03b_reading_medical_text"]
 NOTEBOOKS = CHAPTERS + APPENDICES + [f"solutions/{name}" for name in CHAPTERS]

@@ -293,6 +293,15 @@ class TestStudy:
         assert "≈0.500 (n = 3)" in said and "in ≈1.5 min" in said
         assert records["date"] in said and "Again: python -m x" in said
 
+    def test_it_can_say_less(self, records, capsys):
+        assert runtime.study("small", only=[]) == json.loads(json.dumps(records))
+        said = capsys.readouterr().out
+        assert "loss" not in said and records["date"] in said
+        runtime.study("small", only=["loss"])
+        assert "loss" in capsys.readouterr().out
+        with pytest.raises(MedlmError, match=r"no metric 'lost'; it has loss"):
+            runtime.study("small", only=["lost"])
+
     def test_an_unknown_study_is_one_clear_error(self, records):
         with pytest.raises(MedlmError, match=r"'big'.*expected one of small"):
             runtime.study("big")

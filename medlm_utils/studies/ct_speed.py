@@ -11,6 +11,8 @@ to show how much is precision and how much the way.
 Then the step alone, on batches that lie ready: ours in float32 and in bfloat16, with
 the channels of a pixel together in memory or apart; and the plain loop that one finds
 in torchvision's reference recipe, with the same model, batches, precision and memory.
+There it has our clipping of the gradient, which is an option of the recipe, so that all
+settings are equal; or, as "bare", it has none, which saves a look at every gradient.
 
 Source: chapter 5; `python -m medlm_utils.studies.ct_speed`.
 """
@@ -40,6 +42,7 @@ TUTORIAL, TUTORIAL_ALONE = "tutorial", "tutorial_alone"
 WAYS = (OURS, OURS_FLOAT32, TUTORIAL, TUTORIAL_ALONE)
 LAYOUTS = ("last", "first")  # where the axis of channels lies in memory
 CLASSES = 2
+CLIP = 1.0  # the largest norm of a gradient in `training.fit`
 FOLDERS = ("normal", "abnormal")
 
 
@@ -157,6 +160,7 @@ def seconds_of_fit(
         optimiser="sgd",
         momentum=settings.momentum,
         precision=precision,
+        clip=CLIP,
         loss=resnet.cross_entropy_loss,
     )
     return watch.stop()
@@ -232,6 +236,7 @@ def seconds_of_plain_loop(
     warm_up: int,
     precision: str,
     device: str,
+    clip: float | None = None,
 ) -> float:
     """The timed steps of a loop with nothing in it but the step and its loss.
 
@@ -245,6 +250,8 @@ def seconds_of_plain_loop(
         How many of them first do not count.
     precision, device
         As in `training.autocast`.
+    clip
+        The largest norm of the gradient; None: whatever it is.
     """
     descent = torch.optim.SGD(
         model.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4
@@ -259,6 +266,8 @@ def seconds_of_plain_loop(
             loss = F.cross_entropy(model(images), label)
         descent.zero_grad()
         loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         descent.step()
         losses += loss.item()
     return watch.stop()
@@ -333,11 +342,11 @@ class Table:
         )
         return size.steps * size.batch / seconds
 
-    def plain(self, precision: str, layout: str) -> float:
+    def plain(self, precision: str, layout: str, clip: float | None) -> float:
         """Slices a second of the plain loop's step, all else equal."""
         size, model = self.size, self._model(layout)
         seconds = seconds_of_plain_loop(
-            model, self.ready, size.warm_up, precision, self.profile.device
+            model, self.ready, size.warm_up, precision, self.profile.device, clip
         )
         return size.steps * size.batch / seconds
 
@@ -371,9 +380,10 @@ def contestants(fast: str) -> dict[str, Callable[[Table], float]]:
                 Table.step, precision=precision, layout=layout
             )
     for precision, layout in (("float32", "first"), (fast, "last")):
-        timed[f"plain_{precision}_{layout}"] = functools.partial(
-            Table.plain, precision=precision, layout=layout
-        )
+        for name, clip in (("plain", CLIP), ("bare", None)):
+            timed[f"{name}_{precision}_{layout}"] = functools.partial(
+                Table.plain, precision=precision, layout=layout, clip=clip
+            )
     return timed
 
 
@@ -457,6 +467,8 @@ def _metrics(row: dict[str, Any]) -> dict[str, Any]:
         "ratio_vs_plain_float32": gain("step_float32_first", "plain_float32_first"),
         "ratio_vs_plain_fast": gain(f"step_{fast}_last", f"plain_{fast}_last"),
         "channels_last_gain_float32": gain("step_float32_last", "step_float32_first"),
+        "ratio_vs_bare_float32": gain("step_float32_first", "bare_float32_first"),
+        "ratio_vs_bare_fast": gain(f"step_{fast}_last", f"bare_{fast}_last"),
         f"channels_last_gain_{half}": gain(f"step_{half}_last", f"step_{half}_first"),
         f"{half}_gain_last": gain(f"step_{half}_last", "step_float32_last"),
         f"{half}_gain_first": gain(f"step_{half}_first", "step_float32_first"),
