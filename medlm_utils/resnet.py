@@ -155,7 +155,7 @@ def gradients_by_depth(
     Parameters
     ----------
     blocks
-        `ResidualBlock`s, one after the other.
+        Of type `ResidualBlock`, one after the other.
     shortcut
         False: without.
     channels, size

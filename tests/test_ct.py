@@ -278,6 +278,8 @@ def test_a_batch_depends_on_seed_and_step_alone(augment):
     for a, b in ((one, other_way[1]), (two, other_way[0])):
         assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
     assert not torch.equal(make(6).at(9)[0][:5], one[0][:5])
+    alike = ct.SliceBatches(np.repeat(some_slices(1), 8, 0), [0] * 8, 8, 5, augment)
+    assert torch.equal(alike.at(0)[0], alike.at(1)[0]) == (augment is None)
     in_epoch = list(batches.epoch(2))[1]
     assert torch.equal(in_epoch[0], one[0])
 

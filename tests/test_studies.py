@@ -21,11 +21,19 @@ from medlm_utils.runtime import MedlmError
 from medlm_utils.studies import (
     anomaly_adbench,
     anomaly_cost,
+    anomaly_encoder,
+    anomaly_ohsumed,
+    anomaly_representations,
     bert_learning_curve,
     bert_seeds,
     bert_speed,
     bert_trainer_agreement,
     core,
+    covid_ct,
+    ct_learning_curve,
+    ct_pretrain,
+    ct_shortcut,
+    ct_speed,
     lm_scaling,
     lm_speed,
     nsp_ablation,
@@ -46,8 +54,22 @@ STUDIES = {
     "bert_learning_curve": bert_learning_curve,
     "anomaly_adbench": anomaly_adbench,
     "anomaly_cost": anomaly_cost,
+    "anomaly_encoder": anomaly_encoder,
+    "anomaly_ohsumed": anomaly_ohsumed,
+    "anomaly_representations": anomaly_representations,
+    "ct_pretrain": ct_pretrain,
+    "ct_learning_curve": ct_learning_curve,
+    "ct_shortcut": ct_shortcut,
+    "covid_ct": covid_ct,
+    "ct_speed": ct_speed,
 }
-SHARED = {"core", "peers", "clinic_runs"}  # what studies have in common
+SHARED = {
+    "core",
+    "peers",
+    "clinic_runs",
+    "anomaly_runs",
+    "ct_runs",
+}  # what studies have in common
 HAS_TRAINER = importlib.util.find_spec("accelerate") is not None
 needs_trainer = pytest.mark.skipif(
     not HAS_TRAINER, reason="the HF Trainer needs accelerate, which is not installed"

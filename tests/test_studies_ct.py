@@ -212,6 +212,25 @@ class TestWhatASliceSays:
         assert images.shape == (10, 1, 64, 64) and share.shape == (10, 3, 8, 8)
         assert middle.shape == (10, 15, 4, 4) and coarse.shape == (10, 15, 2, 2)
 
+    def test_answers_move_with_their_images(self, monkeypatch):
+        shifts, plain = [], ct_pretrain.moved
+
+        def noted(rows, shift, outside):
+            shifts.append((shift, outside))
+            return plain(rows, shift, outside)
+
+        monkeypatch.setattr(ct_pretrain, "moved", noted)
+        batches = ct_pretrain.Batches(cohort(), ct_pretrain.PLANS["tiny"], 0)
+        rows = batches._rows(2)
+        _, share, middle, coarse = batches.at(2)
+        shift = next(shift for shift, outside in shifts if outside == ct.AIR_HU)
+        assert shift != (0, 0)
+        masks = plain(cohort().lesions[rows], shift, 0)
+        assert torch.equal(share, ct_pretrain.opaque(masks, 8))
+        found = batches.found
+        assert torch.equal(middle, ct_pretrain.count(found, rows, 4, 16, shift))
+        assert torch.equal(coarse, ct_pretrain.count(found, rows, 2, 32, shift))
+
     def test_the_loss_is_none_where_all_is_right(self):
         batches = ct_pretrain.Batches(cohort(), ct_pretrain.PLANS["tiny"], 0)
         batch = batches.at(0)

@@ -1,5 +1,7 @@
 """The study ct_speed: a fair race, counted right, with honest intervals."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from study_runs import run_tiny, tracked
 from torch import nn
 
-from medlm_utils import ct, resnet, runtime
+from medlm_utils import ct, resnet, runtime, training
 from medlm_utils.studies import core, ct_speed
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
@@ -79,7 +81,8 @@ class TestRace:
     def test_the_steps_that_are_timed_are_those_that_count(self, table, clock):
         ours = SIZE.batch  # a second a step, so many slices
         assert table.way("ours") == table.way("ours_float32") == ours
-        assert table.step("float32", "first") == table.plain("float32", "first") == ours
+        assert table.step("float32", "first") == ours
+        assert table.plain("float32", "first", 1.0) == ours
         assert table.way("tutorial_alone") == SIZE.tutorial_batch
 
     def test_there_are_slices_enough_for_one_epoch(self):
@@ -123,6 +126,23 @@ class TestRace:
         pairs = zip(model.parameters(), before, strict=True)
         assert all(not torch.equal(a, b) for a, b in pairs)
 
+    def test_the_clipping_is_ours(self, table):
+        default = inspect.signature(training.fit).parameters["clip"].default
+        timed = ct_speed.contestants("bfloat16")
+        assert timed["plain_float32_first"].keywords["clip"] == default
+        assert timed["bare_float32_first"].keywords["clip"] is None
+        moved = []
+        for clip in (None, 1e-9):
+            model = table._model("first")
+            before = model.layer4[0].conv1.weight.detach().clone()
+            ct_speed.seconds_of_plain_loop(
+                model, table.ready, 1, "float32", "cpu", clip
+            )
+            moved.append(
+                float((model.layer4[0].conv1.weight.detach() - before).abs().max())
+            )
+        assert moved[1] < moved[0] / 10  # what is left is the decay of weights
+
     def test_who_takes_part(self):
         fast = ct_speed.contestants("bfloat16")
         assert list(fast) == [
@@ -132,7 +152,9 @@ class TestRace:
             "step_bfloat16_last",
             "step_bfloat16_first",
             "plain_float32_first",
+            "bare_float32_first",
             "plain_bfloat16_last",
+            "bare_bfloat16_last",
         ]
         assert "plain_float32_last" in ct_speed.contestants("float32")
         assert "step_float16_last" in ct_speed.contestants("float16")
@@ -187,11 +209,15 @@ class TestComparisons:
             step_bfloat16_first=[15.0] * 6,
             plain_float32_first=[8.0] * 6,
             plain_bfloat16_last=[50.0] * 6,
+            bare_float32_first=[4.0] * 6,
+            bare_bfloat16_last=[30.0] * 6,
             ours=[54.0] * 6,
         )
         got = {n: m["value"] for n, m in ct_speed._metrics(row).items()}
         assert got["ratio_vs_plain_float32"] == 1.25
         assert got["ratio_vs_plain_fast"] == 1.2
+        assert got["ratio_vs_bare_float32"] == 2.5
+        assert got["ratio_vs_bare_fast"] == 2
         assert got["channels_last_gain_float32"] == 2
         assert got["channels_last_gain_bfloat16"] == 4
         assert got["bfloat16_gain_last"] == 3
@@ -226,7 +252,7 @@ class TestTiny:
         names = list(ct_speed.contestants(fast))
         assert len(orders) == 2 * len(names)
         first, second = orders[: len(names)], orders[len(names) :]
-        assert sorted(first) == sorted(second)
+        assert set(first) == set(second) and len(set(first)) == len(names)
         assert second == [*first[1:], first[0]]  # another one begins
         metrics = record["metrics"]
         assert {f"slices_per_second_{name}" for name in names} < set(metrics)

@@ -81,7 +81,7 @@ def run_finetune(chosen: argparse.Namespace) -> int:
     team = Team()
     with team.one_voice():
         team.say(REMINDER)
-        run = team.all_do(lambda: Run.prepare(chosen, team))
+        run = team.all_do(lambda: CtRun.prepare(chosen, team))
         folder = files.RunFolder(chosen.out, run.identity)
         try:
             needed = run.needed_bytes
@@ -99,7 +99,7 @@ def run_finetune(chosen: argparse.Namespace) -> int:
 
 
 @dataclasses.dataclass
-class Run:
+class CtRun:
     """A fine-tuning of which no fault is known.
 
     Parameters
@@ -130,7 +130,7 @@ class Run:
     started: float
 
     @classmethod
-    def prepare(cls, chosen: argparse.Namespace, team: Team) -> Run:
+    def prepare(cls, chosen: argparse.Namespace, team: Team) -> CtRun:
         """Read the images and load the weights.
 
         Raises
@@ -312,7 +312,7 @@ def _digest_of(model: resnet.ResNet18) -> str:
 # Training -----------------------------------------------------------------------------
 
 
-def _train(run: Run, team: Team) -> None:
+def _train(run: CtRun, team: Team) -> None:
     """Train, ask the best model about the other parts, and write everything."""
     from medlm_utils import resnet
 
@@ -341,7 +341,7 @@ def _train(run: Run, team: Team) -> None:
         _write(run, team, tuned, logits)
 
 
-def _finetune(run: Run, team: Team) -> resnet.Tuned:
+def _finetune(run: CtRun, team: Team) -> resnet.Tuned:
     import torch
 
     from medlm_utils import resnet
@@ -372,7 +372,7 @@ def _finetune(run: Run, team: Team) -> resnet.Tuned:
 
 
 def _write(
-    run: Run, team: Team, tuned: resnet.Tuned, logits: dict[str, np.ndarray]
+    run: CtRun, team: Team, tuned: resnet.Tuned, logits: dict[str, np.ndarray]
 ) -> None:
     """Model, predictions, page and, last, the report that says: finished."""
     from medlm_utils import resnet
@@ -415,7 +415,7 @@ class Patients:
     shares: np.ndarray
 
 
-def _patients(run: Run, part: str, shares: np.ndarray) -> Patients:
+def _patients(run: CtRun, part: str, shares: np.ndarray) -> Patients:
     """From slices to patients; one is abnormal if one of his slices is."""
     from medlm_utils import ct
 
@@ -440,7 +440,7 @@ def by_patient(patient: np.ndarray, shares: np.ndarray, how: str) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
-def _threshold(run: Run, found: Patients) -> float | None:
+def _threshold(run: CtRun, found: Patients) -> float | None:
     """The operating point, chosen on the validation patients; two classes only."""
     if len(run.images.classes) != 2:
         return None
@@ -449,7 +449,7 @@ def _threshold(run: Run, found: Patients) -> float | None:
     )
 
 
-def _about(run: Run, temperature: float, threshold: float | None) -> dict[str, Any]:
+def _about(run: CtRun, temperature: float, threshold: float | None) -> dict[str, Any]:
     """What `medlm ct-predict` has to know of a model."""
     height, width = run.images.images.shape[1:]
     return {
@@ -469,7 +469,7 @@ def _about(run: Run, temperature: float, threshold: float | None) -> dict[str, A
 
 
 def _write_predictions(
-    out: Path, run: Run, part: str, shares: np.ndarray, found: Patients
+    out: Path, run: CtRun, part: str, shares: np.ndarray, found: Patients
 ) -> None:
     """One file with a row a slice, one with a row a patient."""
     classes, rows = run.images.classes, run.rows[part]
@@ -491,7 +491,7 @@ def _write_predictions(
 
 
 def _content(
-    run: Run,
+    run: CtRun,
     team: Team,
     tuned: resnet.Tuned,
     logits: dict[str, np.ndarray],
@@ -598,7 +598,7 @@ def _scores(
     return {name: value for name, value in found.items() if value}
 
 
-def _baselines(run: Run, found: Patients, blind: np.ndarray) -> dict[str, Any]:
+def _baselines(run: CtRun, found: Patients, blind: np.ndarray) -> dict[str, Any]:
     """What a model has to beat: the most frequent class, and one without pixels."""
     training = run.images.label[run.rows["training"]]
     most = found.label == results.majority(training)
@@ -610,7 +610,7 @@ def _baselines(run: Run, found: Patients, blind: np.ndarray) -> dict[str, Any]:
     return {name: value for name, value in scores.items() if value}
 
 
-def _without_pixels(run: Run) -> np.ndarray:
+def _without_pixels(run: CtRun) -> np.ndarray:
     """(slices,) what a forest says that knows the files and has seen no image.
 
     It learns on the training files. Where it is good, classes differ in how they were
@@ -675,7 +675,7 @@ def _part(found: Patients, threshold: float | None) -> dict[str, Any]:
     return part
 
 
-def _data_facts(run: Run, part: str) -> dict[str, Any]:
+def _data_facts(run: CtRun, part: str) -> dict[str, Any]:
     from medlm_utils import ct
 
     rows, images = run.rows[part], run.images

@@ -232,8 +232,10 @@ class Heads(nn.Module):
         self.coarse = nn.Conv2d(512, counts, 1)
         for head in (self.share, self.middle, self.coarse):
             nn.init.normal_(head.weight, std=0.01)
+            assert head.bias is not None
             nn.init.zeros_(head.bias)
         # Hardly anything is opaque: a head that has to learn that learns nothing else.
+        assert self.share.bias is not None
         nn.init.constant_(self.share.bias, RARE)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
