@@ -435,7 +435,7 @@ def _part(
         }
 
     settings = {
-        "precision": fast,
+        "timed": list(contestants(fast)),
         "threads": torch.get_num_threads(),
         **dataclasses.asdict(size),
     }
