@@ -36,14 +36,14 @@ exercises: env   ## derive the chapters' exercises from notebooks/solutions
 	@$(PY) tools/exercises.py
 
 test: env        ## every test: the unit tests, then nbval over every notebook
-	@$(PY) -m pytest tests
+	@$(PY) -m pytest tests -n 2 --dist loadfile
 	@$(PY) tools/run_notebooks.py --validate
 
 test-fast: env   ## the tests that take seconds
 	@$(PY) -m pytest tests -m "not slow" -x -q
 
 test-browser: env ## the built book in headless Chromium
-	@$(PY) -m pytest tests/browser
+	@$(PY) -m pytest tests/browser -n 2
 
 lint: env        ## ruff, types, spelling, notebook structure, links inside the book
 	@$(PY) tools/lint.py

@@ -219,6 +219,7 @@ class ResNet18(models.ResNet):
             self.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
             nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out")
         self.frozen_stages = 0
+        self.keeps_norms = False
 
     @property
     def classes(self) -> int:
@@ -241,8 +242,12 @@ class ResNet18(models.ResNet):
         self.fc = nn.Linear(self.fc.in_features, classes).to(self.fc.weight.device)
 
     def train(self, mode: bool = True) -> ResNet18:
-        """Training mode, but for the stages that are frozen."""
+        """Training mode, but for what `freeze` keeps as it is."""
         super().train(mode)
+        if self.keeps_norms:
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.training = False
         for stage in STAGES[: self.frozen_stages]:
             for module in _stage(self, stage).modules():
                 module.training = False
@@ -256,7 +261,7 @@ def _stage(model: ResNet18, name: str) -> nn.Module:
     return getattr(model, name)
 
 
-def freeze(model: ResNet18, stages: int) -> None:
+def freeze(model: ResNet18, stages: int, norms: bool = False) -> None:
     """Leave the first stages as they are, batch normalisation included.
 
     Parameters
@@ -265,6 +270,9 @@ def freeze(model: ResNet18, stages: int) -> None:
         All its later stages are trained.
     stages
         0: all is trained; 1: the stem is not; 5: the head alone is.
+    norms
+        True: every batch normalisation keeps its running mean and spread, and uses them
+        in training too. Its factors and shifts are trained.
 
     Raises
     ------
@@ -278,7 +286,7 @@ def freeze(model: ResNet18, stages: int) -> None:
             f"{stages} stages are to be frozen; expected 0 to {len(STAGES) - 1} of "
             f"{', '.join(STAGES[:-1])}."
         )
-    model.frozen_stages = stages
+    model.frozen_stages, model.keeps_norms = stages, norms
     for number, stage in enumerate(STAGES):
         _stage(model, stage).requires_grad_(number >= stages)
     model.train(model.training)
@@ -324,7 +332,7 @@ def build(
         if weights == "simulated" or len(kept.get("fc.bias", ())) != classes:
             kept = {n: t for n, t in kept.items() if not n.startswith("fc.")}
         _load(model, kept, str(path))
-    return model
+    return model.to(memory_format=torch.channels_last)  # a third faster on a CPU
 
 
 def simulated_weights() -> Path:
@@ -722,8 +730,9 @@ class FineTuning:
         Share of the steps in which the rates rise; then they fall in a cosine.
     weight_decay
         Of convolutions and head; not of batch normalisations and biases.
-    frozen_stages
-        As in `freeze`.
+    frozen_stages, keep_norms
+        As in `freeze`. In few steps, or in batches of few images, a batch's own mean
+        and spread do harm.
     head_first
         True: the head begins as the best linear one on the features as they are, so
         that no random gradient goes through weights that are good already. From scratch
@@ -737,8 +746,8 @@ class FineTuning:
     precision
         Of the forward pass, as in `training.autocast`.
     channels_last
-        True: the channels of a pixel lie together in memory, which convolutions on a
-        GPU, and in bfloat16 on a CPU, like best.
+        True, as `build` makes it: the channels of a pixel lie together in memory, which
+        convolutions like best.
 
     Raises
     ------
@@ -757,6 +766,7 @@ class FineTuning:
     warm_up: float = 0.1
     weight_decay: float = 1e-4
     frozen_stages: int = 0
+    keep_norms: bool = False
     head_first: bool = True
     augment: ct.Augment | None = dataclasses.field(default_factory=ct.Augment)
     loss: str = "cross-entropy"
@@ -963,11 +973,11 @@ def finetune(
     precision = settings.precision
     if accelerator is not None:
         model.to(accelerator.device)
-    if settings.channels_last:
-        model.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    model.to(memory_format=layout)
     if settings.head_first and not (resume and checkpoint and checkpoint.exists()):
         fit_head(model, train_images, known, window, settings.loss, precision=precision)
-    freeze(model, settings.frozen_stages)
+    freeze(model, settings.frozen_stages, settings.keep_norms)
     steps = settings.epochs * len(batches)
 
     def validate() -> dict[str, float]:

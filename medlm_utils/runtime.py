@@ -102,9 +102,9 @@ PROFILES = {
         anomaly_test_patients=300,
         anomaly_odd_patients=100,
         anomaly_draws=200,
-        ct_patients=400,
+        ct_patients=240,
         ct_test_patients=400,
-        ct_epochs=4,
+        ct_epochs=1,
         ct_batch=32,
     ),
     "gpu": Profile(

@@ -172,7 +172,7 @@ def test_features_are_what_the_head_sees(model):
     seen = resnet.features(model, images, batch_size=2)
     assert seen.shape == (5, 512)
     expected = model.features(ct.to_tensor(images)).detach()
-    np.testing.assert_allclose(seen, expected, atol=1e-5)
+    np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_building_is_seeded_and_leaves_torch_alone():
@@ -204,6 +204,24 @@ def test_frozen_stages_stay_as_they_are(model, stages, trained):
     for name, tensor in net.state_dict().items():
         is_same = torch.equal(tensor, before[name])
         assert is_same == (bool(names) and name.startswith(names)), name
+
+
+def test_kept_norms_use_and_keep_what_they_know_of_others(model):
+    net = copy.deepcopy(model)
+    resnet.freeze(net, 0, norms=True)
+    before, x = weights_of(net), torch.rand(4, 1, 64, 64)
+    torch.testing.assert_close(net.train()(x), net.eval()(x))
+    F.cross_entropy(net.train()(x), torch.tensor([0, 1, 0, 1])).backward()
+    torch.optim.SGD(net.parameters(), 0.1).step()
+    for name, tensor in net.state_dict().items():
+        is_kept = "running_" in name or "num_batches" in name
+        assert torch.equal(tensor, before[name]) == is_kept, name
+    images = np.random.default_rng(0).integers(-900, 100, (8, 64, 64)).astype(np.int16)
+    for keeps in (True, False):
+        net = copy.deepcopy(model)
+        settings = resnet.FineTuning(epochs=1, batch=4, keep_norms=keeps)
+        resnet.finetune(net, images, [0, 1] * 4, images, [0, 1] * 4, settings)
+        assert torch.equal(net.bn1.running_mean, model.bn1.running_mean) == keeps
 
 
 def test_freezing_less_trains_again(model):

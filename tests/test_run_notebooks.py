@@ -93,6 +93,36 @@ class TestHash:
         (small_root / "requirements.lock").write_text("numpy==3\n")
         assert inputs_hash(notebook_of("print(1)"), small_root) != old
 
+    def test_pins_of_testers_do_not_count(self, small_root):
+        cell, lock = notebook_of("print(1)"), small_root / "requirements.lock"
+        lock.write_text("numpy==2 \\\n    --hash=sha256:1\npytest==9 \\\n    --hash=x\n")
+        old = inputs_hash(cell, small_root)
+        lock.write_text("execnet==1\nnumpy==2 \\\n    --hash=sha256:1\npytest==10\n")
+        assert inputs_hash(cell, small_root) == old
+        lock.write_text("execnet==1\nnumpy==2 \\\n    --hash=sha256:2\npytest==10\n")
+        assert inputs_hash(cell, small_root) != old
+
+    def test_a_dial_counts_for_those_who_read_it(self, small_root):
+        module = small_root / "medlm_utils" / "runtime.py"
+        text = (
+            "X_Y = 1\nclass Profile:\n    lm_steps: int\n    ct_size: int\n"
+            'PROFILES = {\n    "cpu": Profile(\n        lm_steps=3,\n'
+            "        ct_size=4,\n    )\n}\ndef f(lm_steps=5):\n    pass\n"
+        )
+        code = "from medlm_utils import runtime\n"
+        cells = [notebook_of(code), notebook_of(code + "profile.ct_size")]
+
+        def hashes(before, after):
+            module.write_text(text.replace(before, after))
+            return [inputs_hash(cell, small_root) for cell in cells]
+
+        old = hashes("", "")
+        without, reads = hashes("ct_size=4", "ct_size=5")
+        assert without == old[0] and reads != old[1]
+        assert hashes("lm_steps=3", "lm_steps=4") == old
+        for change in (("X_Y = 1", "X_Y = 2"), ("lm_steps=5", "lm_steps=6")):
+            assert not set(hashes(*change)) & set(old)  # outside of the profiles
+
     def test_magics_and_the_ends_of_cells_count(self, small_root):
         hashes = {
             inputs_hash(notebook_of(*cells), small_root)

@@ -127,7 +127,7 @@ class TestTiny:
     def test_the_record_has_its_shape(self, name, tmp_path):
         before, started = tracked(), time.process_time()
         record = run_tiny(STUDIES[name], tmp_path)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < 60
         assert tracked() == before
         assert set(record) >= {"hardware", "versions", "seed", "date"}
         assert record["notebook_seconds"] > 0

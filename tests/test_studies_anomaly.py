@@ -439,7 +439,7 @@ class TestTiny:
     def test_the_record_has_its_shape(self, name, tmp_path, capsys):
         before, started = tracked(), time.process_time()
         record = run_tiny(name, tmp_path)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < 60
         assert tracked() == before
         unknown = {} if sys.platform == "linux" else PEAKS  # of memory
         assert set(record["metrics"]) == METRICS[name].difference(unknown)

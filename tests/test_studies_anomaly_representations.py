@@ -293,7 +293,7 @@ class TestTiny:
     def test_the_record(self, tmp_path, capsys, monkeypatch):
         before, started = tracked(), time.process_time()
         record = run_tiny(study, tmp_path)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < 60
         assert tracked() == before
         assert set(record["metrics"]) == METRICS
         for metric in record["metrics"].values():

@@ -107,7 +107,7 @@ class TestTiny:
     def test_the_record_has_its_shape(self, name, tmp_path):
         before, started = tracked(), time.process_time()
         record = run_tiny(STUDIES[name], tmp_path)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < 60
         assert tracked() == before
         assert record["command"] == f"python -m medlm_utils.studies.{name} --tiny"
         assert set(record["metrics"]) == METRICS[name]

@@ -84,7 +84,7 @@ class TestTiny:
         monkeypatch.setattr(ct_runs, "DRAWS", 50)
         before, started = tracked(), time.process_time()
         record = run_tiny(module, tmp_path)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < 60
         assert tracked() == before
         goals = {f"patients_for_goal_{n}" for n in ct_learning_curve.LEARNERS}
         assert set(record["metrics"]) - goals == METRICS[module]

@@ -65,7 +65,7 @@ class TestTiny:
     def test_the_record_has_its_shape(self, tmp_path):
         before, started = tracked(), time.process_time()
         record = run_tiny(curve, tmp_path)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < 60
         assert tracked() == before
         assert ALWAYS <= set(record["metrics"]) <= ALWAYS | WHERE_REACHED
         for metric in record["metrics"].values():

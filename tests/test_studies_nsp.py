@@ -44,7 +44,7 @@ class TestTiny:
     def test_the_record_has_its_shape(self, tmp_path):
         started = time.process_time()
         record = run_tiny(nsp_ablation, tmp_path)
-        assert time.process_time() - started < 20
+        assert time.process_time() - started < 60
         assert set(record["metrics"]) == METRICS
         for metric in record["metrics"].values():
             assert set(metric) <= set(runtime.METRIC_FIELDS)

@@ -289,7 +289,7 @@ def unbroken(tmp_path_factory):
 class TestTiny:
     def test_the_record_has_its_shape(self, unbroken):
         record = unbroken["record"]
-        assert unbroken["seconds"] < 25  # transformers may not have been imported yet
+        assert unbroken["seconds"] < 60  # transformers may not have been imported yet
         assert set(record["metrics"]) == METRICS
         assert record["metrics"]["test_accuracy"]["n"] == 2
         assert record["command"] == "python -m medlm_utils.studies.ohsumed --tiny"

@@ -1,7 +1,8 @@
 """What a notebook's outputs depend on, as one hash: code cells, modules, lock, weights.
 
 A stored output is stale when the hash in the notebook's metadata is not this one. Text
-cells, comments and docstrings do not count: they change no output.
+cells, comments and docstrings do not count: they change no output. Neither do the pins
+of tools that only test and lint, nor the fields of a profile that nobody here reads.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "medlm_utils"
 STUDY = re.compile(r"""\bruntime\.study\(\s*["'](\w+)["']""")
+FIELD = re.compile(r"^ +((?:[a-z]+)_\w+)(?:=|: ).*\n", re.M)  # of a profile
+TESTERS = frozenset(
+    "axe-playwright-python build codespell execnet mypy mypy-extensions nbval playwright "
+    "pytest pytest-socket pytest-xdist ruff scikit-image uv".split()
+)
 MAGIC = re.compile(r"^(?P<indent>[ \t]*)(?P<text>(?:\w+ *= *)?[%!].*)$", re.M)
 
 
@@ -148,8 +154,12 @@ def inputs_hash(notebook: dict[str, Any], root: Path = ROOT) -> str:
     code = notebook_code(notebook)
     digest = hashlib.sha256(bare_code(code).encode())
     needed = needed_files(code, root)
-    for file in needed:
-        text = bare_code(file.read_text(encoding="utf-8"))
+    texts = {file: bare_code(file.read_text(encoding="utf-8")) for file in needed}
+    runtime = root / PACKAGE / "runtime.py"
+    for file, text in texts.items():
+        if file == runtime:
+            others = [code, *(texts[other] for other in texts if other != file)]
+            text = without_unread_fields(text, "\n".join(others))
         digest.update(f"\0{file.relative_to(root).as_posix()}\0{text}".encode())
     if root / PACKAGE / "data.py" in needed:  # files and weights, with their hashes
         for table in sorted((root / PACKAGE / "registry").glob("*.tsv")):
@@ -158,8 +168,26 @@ def inputs_hash(notebook: dict[str, Any], root: Path = ROOT) -> str:
         record = root / PACKAGE / "recorded" / "studies" / f"{name}.json"
         if record.exists():
             digest.update(record.read_bytes())
-    digest.update((root / "requirements.lock").read_bytes())
+    lock = (root / "requirements.lock").read_text(encoding="utf-8")
+    digest.update(without_testers(lock).encode())
     return digest.hexdigest()
+
+
+def without_unread_fields(source: str, readers: str) -> str:
+    """`runtime.py` without the profiles' fields that no reader names."""
+
+    def kept(match: re.Match[str]) -> str:
+        return match[0] if re.search(rf"\b{match[1]}\b", readers) else ""
+
+    head, start, profiles = source.partition("\nclass Profile:\n")
+    profiles, end, rest = profiles.partition("\n}\n")
+    return head + start + FIELD.sub(kept, profiles) + end + rest
+
+
+def without_testers(lock: str) -> str:
+    """A lock without the packages that no notebook runs on."""
+    blocks = re.split(r"^(?=\S)", lock, flags=re.M)
+    return "".join(b for b in blocks if re.split(r"[=; ]", b)[0] not in TESTERS)
 
 
 def stored_hash(notebook: dict[str, Any]) -> str | None:
