@@ -231,8 +231,9 @@ class TestRuns:
         assert "\x1b" not in captured.err and "FAILED" in captured.out
         assert not run_notebooks.executed_path(path).exists()
 
-    def test_ctrl_c_stops_without_a_traceback(self, root):
-        """The real program, interrupted in the middle of a chapter."""
+    @pytest.mark.parametrize("starting", [True, False])
+    def test_ctrl_c_stops_without_a_traceback(self, root, starting):
+        """The real program, interrupted in a chapter, or while its kernel starts."""
         running = subprocess.Popen(
             [sys.executable, "tools/run_notebooks.py", "--build", "--force", "01_att"],
             cwd=root,
@@ -240,11 +241,14 @@ class TestRuns:
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(6)
+        said = running.stdout.readline()
+        while not starting and "cell 0/" in said:
+            said = running.stdout.readline()
+        time.sleep(1)
         running.send_signal(signal.SIGINT)
         out, err = running.communicate(timeout=30)
         assert running.returncode == 130, out + err
-        assert "stopped after" in out and "Traceback" not in err
+        assert "stopped after" in said + out and "Traceback" not in err
         assert "call the same command again" in err
 
     def test_kernels_have_no_network(self, workplace):

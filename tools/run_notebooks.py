@@ -12,6 +12,7 @@ Only the first form writes tracked files: outputs, and records.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import re
 import subprocess
@@ -145,9 +146,11 @@ def execute(path: Path, title: str, results: Path) -> nbformat.NotebookNode:
     try:
         with open(KERNEL_LOG, "wb") as log:  # a dying kernel talks a lot
             client.execute(env=kernel_environment(results), stderr=log)
-    except Exception as error:
-        # On Ctrl-C nbclient ends the kernel and then trips over its absence.
-        if getattr(client, "_async_cleanup_kernel_future", None) is not None:
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt) as error:
+        # On Ctrl-C nbclient cancels what it waits for, or ends the kernel and then trips
+        # over its absence.
+        is_ended = getattr(client, "_async_cleanup_kernel_future", None) is not None
+        if is_ended or not isinstance(error, Exception):
             progress.stop("stopped")
             raise KeyboardInterrupt from error
         progress.stop("FAILED")

@@ -352,9 +352,10 @@ class Table:
 
     def _model(self, layout: str) -> resnet.ResNet18:
         model = resnet.build(CLASSES, seed=runtime.SEED).to(self.profile.device)
-        if layout == "last":
-            model.to(memory_format=torch.channels_last)
-        return model
+        is_last = layout == "last"
+        return model.to(
+            memory_format=torch.channels_last if is_last else torch.contiguous_format
+        )
 
     def _batches(self, augment: ct.Augment | None) -> ct.SliceBatches:
         chosen = (self.size.warm_up + self.size.steps) * self.size.batch
