@@ -95,7 +95,9 @@ class TestHash:
 
     def test_pins_of_testers_do_not_count(self, small_root):
         cell, lock = notebook_of("print(1)"), small_root / "requirements.lock"
-        lock.write_text("numpy==2 \\\n    --hash=sha256:1\npytest==9 \\\n    --hash=x\n")
+        lock.write_text(
+            "numpy==2 \\\n    --hash=sha256:1\npytest==9 \\\n    --hash=x\n"
+        )
         old = inputs_hash(cell, small_root)
         lock.write_text("execnet==1\nnumpy==2 \\\n    --hash=sha256:1\npytest==10\n")
         assert inputs_hash(cell, small_root) == old

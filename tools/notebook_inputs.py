@@ -20,10 +20,22 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "medlm_utils"
 STUDY = re.compile(r"""\bruntime\.study\(\s*["'](\w+)["']""")
 FIELD = re.compile(r"^ +((?:[a-z]+)_\w+)(?:=|: ).*\n", re.M)  # of a profile
-TESTERS = frozenset(
-    "axe-playwright-python build codespell execnet mypy mypy-extensions nbval playwright "
-    "pytest pytest-socket pytest-xdist ruff scikit-image uv".split()
-)
+TESTERS = {
+    "axe-playwright-python",
+    "build",
+    "codespell",
+    "execnet",
+    "mypy",
+    "mypy-extensions",
+    "nbval",
+    "playwright",
+    "pytest",
+    "pytest-socket",
+    "pytest-xdist",
+    "ruff",
+    "scikit-image",
+    "uv",
+}
 MAGIC = re.compile(r"^(?P<indent>[ \t]*)(?P<text>(?:\w+ *= *)?[%!].*)$", re.M)
 
 

@@ -147,8 +147,8 @@ def execute(path: Path, title: str, results: Path) -> nbformat.NotebookNode:
         with open(KERNEL_LOG, "wb") as log:  # a dying kernel talks a lot
             client.execute(env=kernel_environment(results), stderr=log)
     except (Exception, asyncio.CancelledError, KeyboardInterrupt) as error:
-        # On Ctrl-C nbclient cancels what it waits for, or ends the kernel and then trips
-        # over its absence.
+        # On Ctrl-C nbclient cancels what it waits for, or ends the kernel and then
+        # trips over its absence.
         is_ended = getattr(client, "_async_cleanup_kernel_future", None) is not None
         if is_ended or not isinstance(error, Exception):
             progress.stop("stopped")
