@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "medlm_utils"
 STUDY = re.compile(r"""\bruntime\.study\(\s*["'](\w+)["']""")
-FIELD = re.compile(r"^ +((?:[a-z]+)_\w+)(?:=|: ).*\n", re.M)  # of a profile
+FIELD = re.compile(r"^ +([a-z]+_\w+)(?:=|: ).*\n", re.M)  # of a profile
 TESTERS = {
     "axe-playwright-python",
     "build",
@@ -168,10 +168,10 @@ def inputs_hash(notebook: dict[str, Any], root: Path = ROOT) -> str:
     needed = needed_files(code, root)
     texts = {file: bare_code(file.read_text(encoding="utf-8")) for file in needed}
     runtime = root / PACKAGE / "runtime.py"
+    if runtime in texts:
+        readers = [code, *(texts[file] for file in needed if file != runtime)]
+        texts[runtime] = without_unread_fields(texts[runtime], "\n".join(readers))
     for file, text in texts.items():
-        if file == runtime:
-            others = [code, *(texts[other] for other in texts if other != file)]
-            text = without_unread_fields(text, "\n".join(others))
         digest.update(f"\0{file.relative_to(root).as_posix()}\0{text}".encode())
     if root / PACKAGE / "data.py" in needed:  # files and weights, with their hashes
         for table in sorted((root / PACKAGE / "registry").glob("*.tsv")):

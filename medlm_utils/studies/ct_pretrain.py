@@ -311,7 +311,7 @@ def richer_loss(model: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, in
 def new_model(seed: int) -> Heads:
     """Network and heads whose weights depend on the seed alone."""
     torch.manual_seed(seed)
-    return Heads(resnet.build(1, seed=seed)).to(memory_format=torch.channels_last)
+    return Heads(resnet.build(1, seed=seed))
 
 
 @torch.no_grad()
