@@ -10,6 +10,7 @@ import time
 
 import nbformat
 import notebook_inputs
+import numpy as np
 import pytest
 import run_notebooks
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -319,7 +320,7 @@ class TestOffline:
     """The socket block itself, in a process of its own."""
 
     def run(self, root, code):
-        env = os.environ | {"PYTHONPATH": str(root / "tools" / "offline")}
+        env = os.environ | {"PYTHONPATH": str(root / "tools" / "kernel")}
         return subprocess.run(
             [sys.executable, "-c", code], env=env, capture_output=True, text=True
         )
@@ -348,3 +349,57 @@ class TestOffline:
             "a, b = socket.socketpair()\nprint('fine')"
         )
         assert self.run(root, code).stdout == "fine\n"
+
+
+class TestShaken:
+    """Runs whose numbers differ as on another processor."""
+
+    TRAIN = """
+import medlm_utils, torch
+torch.manual_seed(0)
+model = torch.nn.Linear(3, 2)
+adam = torch.optim.AdamW(model.parameters())
+model(torch.ones(1, 3)).sum().backward()
+adam.step(), adam.step()
+print(model.weight.tolist())
+print(torch.cpu._is_avx512_bf16_supported())
+print(torch.rand(1).item())
+"""
+
+    def run(self, root, **shaking):
+        env = os.environ | {"PYTHONPATH": f"{root / 'tools' / 'kernel'}:{root}"}
+        done = subprocess.run(
+            [sys.executable, "-c", self.TRAIN],
+            env=env | shaking,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        weights, native, drawn = done.stdout.splitlines()
+        return np.array(json.loads(weights)), native, drawn
+
+    def test_weights_move_by_little_and_draws_stay(self, root):
+        still, native, drawn = self.run(root)
+        for seed in (1, 2):
+            shaking = run_notebooks.shaken.environment(seed)
+            assert ("ONEDNN_MAX_CPU_ISA" in shaking) == (seed == 1)
+            weights, has_bfloat16, same = self.run(root, **shaking)
+            assert 0 < np.abs(weights / still - 1).max() < 1e-5
+            assert same == drawn
+            assert has_bfloat16 == ("False" if seed == 1 else native)
+
+    def test_only_a_comparison_is_shaken(self, monkeypatch, capsys):
+        monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--shake", "1"])
+        with pytest.raises(SystemExit):
+            run_notebooks.main()
+        assert "goes with --validate" in capsys.readouterr().err
+
+    @pytest.mark.slow
+    def test_a_digit_without_its_sign_is_found(self, workplace, capfd):
+        *train, _, _, _ = self.TRAIN.strip().splitlines()
+        shown = (f"print('{sign}', model.bias[0].item())" for sign in ("≈", "="))
+        path = workplace("a", "\n".join(train), *shown)
+        run_notebooks.run_in_place([path], force=True)
+        assert run_notebooks.validate([path]) == 0
+        assert run_notebooks.validate([path], seed=2) == 1
+        assert "1 failed, 2 passed" in capfd.readouterr().out

@@ -1,5 +1,6 @@
 """runtime.py: profile, seed, the ≈ helper, records, results that can be written."""
 
+import functools
 import json
 import math
 import os
@@ -13,8 +14,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from nbval.plugin import get_sanitize_patterns
 
-from medlm_utils import runtime
+from medlm_utils import metrics, runtime
 from medlm_utils.runtime import MedlmError, approx
 
 
@@ -185,14 +187,35 @@ class TestApprox:
         with pytest.raises(ValueError, match="expected 1 to 4"):
             approx(1.0, digits)
 
-    def test_the_sanitizer_masks_every_form_and_nothing_else(self, root):
+    @pytest.fixture
+    def masked(self, root):
+        """What nbval compares of a text."""
         text = (root / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8")
-        pattern = re.search(r"^regex: (.*)$", text, re.M).group(1)
+        patterns = get_sanitize_patterns(text).items()
+        return lambda said: functools.reduce(
+            lambda left, pattern: re.sub(*pattern, left), patterns, said
+        )
+
+    def test_the_sanitizer_masks_every_form_and_nothing_else(self, masked):
         for value in [0.1, 1234.5, 2.3e-7, -3.0, 0, math.nan, math.inf, -math.inf]:
-            masked = re.sub(pattern, "≈NUMBER", f"took {approx(value)} s, 7 of 9")
-            assert masked == "took≈NUMBERs, 7 of 9", value
+            said = f"took {approx(value)} s, 7 of 9"
+            assert masked(said) == "took≈NUMBERs, 7 of 9", value
         plain = "AUROC 0.87 (31 of 120), -4 and 1e-3"
-        assert re.sub(pattern, "≈NUMBER", plain) == plain
+        assert masked(plain) == plain
+
+    def test_the_sanitizer_masks_a_line_of_text(self, masked):
+        said = "7 notes\n≈ Denies cough, pulse 88.\nnext 3"
+        assert masked(said) == "7 notes\n≈TEXT\nnext 3"
+
+    def test_the_sanitizer_masks_the_remark_of_an_interval(self, masked):
+        some, all_ = (
+            metrics.mean_by_patient(alarms, [1, 2, 3, 4])
+            for alarms in ([1, 1, 1, 0], [1, 1, 1, 1])
+        )
+        assert "agree" in all_.approx() and "agree" not in some.approx()
+        assert masked(all_.approx()) == masked(some.approx()) != ""
+        exact = "≈0.5 (4 patients; and two more)"
+        assert masked(exact) == "≈NUMBER(4 patients; and two more)"
 
 
 class TestRecord:

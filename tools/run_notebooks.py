@@ -6,6 +6,7 @@
     python tools/run_notebooks.py --stale                name what is stale, run nothing
 
 NAME is a path or part of one, such as 01_attention; --force runs fresh ones too.
+--validate --shake SEED compares runs whose numbers differ as on another processor.
 Only the first form writes tracked files: outputs, and records.
 """
 
@@ -30,6 +31,9 @@ from notebook_inputs import ROOT, inputs_hash, is_fresh, read_notebook, stored_h
 
 from medlm_utils import runtime
 
+sys.path.append(str(Path(__file__).parent / "kernel"))
+import shaken
+
 NOTEBOOKS = ROOT / "notebooks"
 EXECUTED = ROOT / "_build" / "executed"
 KERNEL_LOG = ROOT / "_build" / "kernel.log"
@@ -41,7 +45,7 @@ STOPPED = "\nStopped. Nothing half-written is left; call the same command again.
 
 def kernel_environment(results: Path) -> dict[str, str]:
     """The environment of every run: CPU profile, no network, no progress bars."""
-    paths = [str(ROOT / "tools" / "offline"), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT / "tools" / "kernel"), os.environ.get("PYTHONPATH", "")]
     return os.environ | {
         "MEDLM_PROFILE": "cpu",
         "MEDLM_OFFLINE": "1",
@@ -255,8 +259,12 @@ def title(path: Path, number: int, paths: list[Path]) -> str:
     return f"[{number}/{len(paths)}] {path.relative_to(NOTEBOOKS).with_suffix('')}"
 
 
-def validate(paths: list[Path]) -> int:
-    """nbval: run every notebook, compare with its stored outputs; the exit status."""
+def validate(paths: list[Path], seed: int | None = None) -> int:
+    """nbval: run every notebook, compare with its stored outputs; the exit status.
+
+    With a seed the runs are shaken, see `tools/kernel/shaken.py`.
+    """
+    shaking = {} if seed is None else shaken.environment(seed)
     with tempfile.TemporaryDirectory() as results:
         command = [
             sys.executable,
@@ -274,7 +282,7 @@ def validate(paths: list[Path]) -> int:
             *map(str, paths),
         ]
         return subprocess.run(
-            command, cwd=ROOT, env=kernel_environment(Path(results))
+            command, cwd=ROOT, env=kernel_environment(Path(results)) | shaking
         ).returncode
 
 
@@ -286,10 +294,13 @@ def main() -> int:
     mode.add_argument("--build", action="store_true", help="into _build/executed")
     mode.add_argument("--validate", action="store_true", help="nbval")
     mode.add_argument("--stale", action="store_true", help="name what is stale")
+    parser.add_argument("--shake", type=int, metavar="SEED", help="for --validate")
     options = parser.parse_args()
+    if options.shake is not None and not options.validate:
+        parser.error("--shake goes with --validate: shaken outputs are not kept.")
     paths = chosen(options.names)
     if options.validate:
-        return validate(paths)
+        return validate(paths, options.shake)
     if options.stale:
         stale = [path for path in paths if not is_fresh(path)]
         print(

@@ -8,6 +8,8 @@ import ipaddress
 import socket
 from typing import Any
 
+import shaken  # noqa: F401  beside this file; does nothing unless it is asked for
+
 _connect = socket.socket.connect
 _connect_ex = socket.socket.connect_ex
 _sendto = socket.socket.sendto
