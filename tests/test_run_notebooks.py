@@ -366,15 +366,33 @@ print(torch.cpu._is_avx512_bf16_supported())
 print(torch.rand(1).item())
 """
 
-    def run(self, root, **shaking):
+    TWINS = """
+import copy, medlm_utils, torch
+def train(model, adam):
+    model(torch.ones(1, 3)).square().sum().backward()
+    adam.step(), adam.zero_grad()
+one = torch.nn.Linear(3, 2)
+two = copy.deepcopy(one)
+first, second = (torch.optim.AdamW(m.parameters()) for m in (one, two))
+train(one, first), train(two, second)
+resumed = copy.deepcopy(two)
+third = torch.optim.AdamW(resumed.parameters())
+third.load_state_dict(copy.deepcopy(second.state_dict()))
+train(one, first), train(two, second), train(resumed, third)
+print([torch.equal(one.weight, m.weight) for m in (two, resumed)])
+"""
+
+    def run(self, root, code=TRAIN, **shaking):
         env = os.environ | {"PYTHONPATH": f"{root / 'tools' / 'kernel'}:{root}"}
         done = subprocess.run(
-            [sys.executable, "-c", self.TRAIN],
+            [sys.executable, "-c", code],
             env=env | shaking,
             capture_output=True,
             text=True,
             check=True,
         )
+        if code != self.TRAIN:
+            return done.stdout
         weights, native, drawn = done.stdout.splitlines()
         return np.array(json.loads(weights)), native, drawn
 
@@ -387,6 +405,9 @@ print(torch.rand(1).item())
             assert 0 < np.abs(weights / still - 1).max() < 1e-5
             assert same == drawn
             assert has_bfloat16 == ("False" if seed == 1 else native)
+
+    def test_what_must_agree_on_one_machine_still_does(self, root):
+        assert self.run(root, self.TWINS, MEDLM_SHAKE="2") == "[True, True]\n"
 
     def test_only_a_comparison_is_shaken(self, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--shake", "1"])

@@ -191,7 +191,7 @@ class TestApprox:
     def masked(self, root):
         """What nbval compares of a text."""
         text = (root / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8")
-        patterns = get_sanitize_patterns(text).items()
+        patterns = get_sanitize_patterns(text)
         return lambda said: functools.reduce(
             lambda left, pattern: re.sub(*pattern, left), patterns, said
         )
@@ -210,7 +210,7 @@ class TestApprox:
     def test_the_sanitizer_masks_the_remark_of_an_interval(self, masked):
         some, all_ = (
             metrics.mean_by_patient(alarms, [1, 2, 3, 4])
-            for alarms in ([1, 1, 1, 0], [1, 1, 1, 1])
+            for alarms in ([True, True, True, False], 4 * [True])
         )
         assert "agree" in all_.approx() and "agree" not in some.approx()
         assert masked(all_.approx()) == masked(some.approx()) != ""

@@ -33,12 +33,15 @@ def shake(seed: int) -> None:
     import torch
     from torch.optim import optimizer
 
-    random = torch.Generator().manual_seed(seed)
-
     def after_step(stepped: torch.optim.Optimizer, *_: Any) -> None:
         if vars(stepped).setdefault("is_shaken", False):
             return
         stepped.is_shaken = True  # type: ignore[attr-defined]
+        taken = [state.get("step", 1) for state in stepped.state.values()]
+        if max(taken, default=1) > 1:
+            return  # it goes on from a checkpoint, whose weights were moved
+        # The same for all: two runs that must agree on one machine still do.
+        random = torch.Generator().manual_seed(seed)
         for group in stepped.param_groups:
             for weights in group["params"]:
                 noise = torch.randn(weights.shape, generator=random)
