@@ -421,6 +421,5 @@ print([torch.equal(one.weight, m.weight) for m in (two, resumed)])
         shown = (f"print('{sign}', model.bias[0].item())" for sign in ("≈", "="))
         path = workplace("a", "\n".join(train), *shown)
         run_notebooks.run_in_place([path], force=True)
-        assert run_notebooks.validate([path]) == 0
         assert run_notebooks.validate([path], seed=2) == 1
         assert "1 failed, 2 passed" in capfd.readouterr().out
