@@ -382,26 +382,27 @@ train(one, first), train(two, second), train(resumed, third)
 print([torch.equal(one.weight, m.weight) for m in (two, resumed)])
 """
 
-    def run(self, root, code=TRAIN, **shaking):
-        env = os.environ | {"PYTHONPATH": f"{root / 'tools' / 'kernel'}:{root}"}
-        done = subprocess.run(
+    def run(self, root, code, **shaking):
+        paths = map(str, (root / "tools" / "kernel", root))
+        env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+        return subprocess.run(
             [sys.executable, "-c", code],
             env=env | shaking,
             capture_output=True,
             text=True,
             check=True,
-        )
-        if code != self.TRAIN:
-            return done.stdout
-        weights, native, drawn = done.stdout.splitlines()
+        ).stdout
+
+    def trained(self, root, **shaking):
+        weights, native, drawn = self.run(root, self.TRAIN, **shaking).splitlines()
         return np.array(json.loads(weights)), native, drawn
 
     def test_weights_move_by_little_and_draws_stay(self, root):
-        still, native, drawn = self.run(root)
+        still, native, drawn = self.trained(root)
         for seed in (1, 2):
             shaking = run_notebooks.shaken.environment(seed)
             assert ("ONEDNN_MAX_CPU_ISA" in shaking) == (seed == 1)
-            weights, has_bfloat16, same = self.run(root, **shaking)
+            weights, has_bfloat16, same = self.trained(root, **shaking)
             assert 0 < np.abs(weights / still - 1).max() < 1e-5
             assert same == drawn
             assert has_bfloat16 == ("False" if seed == 1 else native)
@@ -409,7 +410,9 @@ print([torch.equal(one.weight, m.weight) for m in (two, resumed)])
     def test_what_must_agree_on_one_machine_still_does(self, root):
         assert self.run(root, self.TWINS, MEDLM_SHAKE="2") == "[True, True]\n"
 
-    def test_only_a_comparison_is_shaken(self, monkeypatch, capsys):
+    def test_only_a_comparison_is_shaken(self, monkeypatch, capsys, tmp_path):
+        monkeypatch.setenv("MEDLM_SHAKE", "1")
+        assert run_notebooks.kernel_environment(tmp_path)["MEDLM_SHAKE"] == ""
         monkeypatch.setattr(sys, "argv", ["run_notebooks.py", "--shake", "1"])
         with pytest.raises(SystemExit):
             run_notebooks.main()

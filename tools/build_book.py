@@ -45,7 +45,7 @@ def main() -> int:
     """Read the command line, build, say where the page is."""
     options = parse_arguments()
     started = time.monotonic()
-    print("Building the book (one or two minutes) ...", flush=True)
+    print("Building the book (up to two minutes) ...", flush=True)
     try:
         index = build(
             build_folder=options.build_folder.resolve(),

@@ -49,6 +49,7 @@ def kernel_environment(results: Path) -> dict[str, str]:
     return os.environ | {
         "MEDLM_PROFILE": "cpu",
         "MEDLM_OFFLINE": "1",
+        "MEDLM_SHAKE": "",  # whatever the caller has set: only `validate` asks for it
         "MEDLM_RESULTS_DIR": str(results),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -34,7 +34,7 @@ def shake(seed: int) -> None:
     from torch.optim import optimizer
 
     def after_step(stepped: torch.optim.Optimizer, *_: Any) -> None:
-        if vars(stepped).setdefault("is_shaken", False):
+        if getattr(stepped, "is_shaken", False):
             return
         stepped.is_shaken = True  # type: ignore[attr-defined]
         taken = [state.get("step", 1) for state in stepped.state.values()]
