@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from test_cli_bert import Page, contents
 
-from medlm_utils import ct, metrics, resnet, runtime
+from medlm_utils import ct, dicom, image_files, metrics, resnet, runtime
 from medlm_utils.cli import ct_finetune
 from medlm_utils.cli import main as cli
 
@@ -66,7 +66,7 @@ def write_images(folder: Path, patients: int = 30, kind: str = "png") -> None:
 
 
 def write_dicom(path: Path, hu: np.ndarray) -> None:
-    content = pydicom.dcmread(ct.sample_dicom())
+    content = pydicom.dcmread(dicom.sample_dicom())
     content.Rows, content.Columns = hu.shape
     content.PixelData = np.rint(hu + 1024).astype("<i2").tobytes()
     content.save_as(path)
@@ -444,7 +444,7 @@ def test_predict_says_what_the_run_said(
     assert predict(run, given, out, "--batch=1", f"--patients={table}") == 0
     found = read_table(out)
     assert [row["file"] for row in found] == [
-        path.relative_to(given).as_posix() for path in ct.image_files(given)
+        path.relative_to(given).as_posix() for path in image_files.find(given)
     ]
     assert list(found[0]) == ["file", "patient", "predicted", "p_normal", "p_abnormal"]
     of_file = {row["file"]: float(row["p_abnormal"]) for row in found}
@@ -493,7 +493,7 @@ def test_predict_refuses(
     if how == "other kind":
         images, said = tmp_path / "dicom", "learned from pictures, in grey"
         images.mkdir()
-        shutil.copy(ct.sample_dicom(), images)
+        shutil.copy(dicom.sample_dicom(), images)
     elif how == "other size":
         images, said = tmp_path / "large", "40 x 40 pixels; expected 32 x 32"
         images.mkdir()

@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from PIL import Image
 
-from medlm_utils import ct, phantom
+from medlm_utils import dicom, image_folder, phantom
 from medlm_utils.cli import main as cli
 from medlm_utils.cli import phantom as cli_phantom
 
@@ -81,7 +81,7 @@ def test_the_table_names_every_file_and_its_patient(folder, cohort, kind, ending
 
 @pytest.mark.parametrize("kind", ["png", "dicom"])
 def test_the_course_reads_what_it_wrote(folder, cohort, kind):
-    read = ct.read_folder(folder / kind, folder / kind / "patients.csv")
+    read = image_folder.read_folder(folder / kind, folder / kind / "patients.csv")
     assert read.classes == ("normal", "abnormal")
     assert len(read.files) == len(cohort)
     assert set(read.patient) == set(cohort.patient)
@@ -89,7 +89,7 @@ def test_the_course_reads_what_it_wrote(folder, cohort, kind):
 
 def test_dicom_files_hold_the_hu(folder, cohort):
     for row, entry in enumerate(table(folder / "dicom")):
-        one = ct.read_dicom(folder / "dicom" / entry["file"])
+        one = dicom.read_dicom(folder / "dicom" / entry["file"])
         assert np.array_equal(one.hu, cohort.images[row])
         assert one.patient == cohort.patient[row]
         assert one.spacing_mm == pytest.approx((cohort.spacing_mm[row],) * 2)

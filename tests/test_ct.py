@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from medlm_utils import ct
+from medlm_utils import ct, dicom, image_files, image_folder
 from medlm_utils.runtime import MedlmError
 
 # Hounsfield units and windows ---------------------------------------------------------
@@ -58,11 +58,11 @@ def test_pictures_have_no_window():
 
 @pytest.fixture(scope="module")
 def sample():
-    return ct.read_dicom(ct.sample_dicom())
+    return dicom.read_dicom(dicom.sample_dicom())
 
 
 def test_the_sample_is_read_as_its_header_says(sample):
-    content = pydicom.dcmread(ct.sample_dicom())
+    content = pydicom.dcmread(dicom.sample_dicom())
     np.testing.assert_array_equal(sample.hu, content.pixel_array * 1.0 - 1024)
     assert sample.hu.dtype == np.float32 and sample.hu.shape == (128, 128)
     assert sample.spacing_mm == (0.661468, 0.661468) and sample.thickness_mm == 5
@@ -74,7 +74,7 @@ def test_the_sample_is_read_as_its_header_says(sample):
 
 def changed(path, **changes):
     """The sample with other values in its header; None takes a value out."""
-    content = pydicom.dcmread(ct.sample_dicom())
+    content = pydicom.dcmread(dicom.sample_dicom())
     for name, value in changes.items():
         if value is None:
             delattr(content, name)
@@ -88,7 +88,7 @@ def changed(path, **changes):
 
 def test_slope_and_intercept_are_used(tmp_path, sample):
     path = changed(tmp_path / "a.dcm", RescaleSlope="2.5", RescaleIntercept="-100")
-    hu = ct.read_dicom(path).hu
+    hu = dicom.read_dicom(path).hu
     np.testing.assert_allclose(hu, (sample.hu + 1024) * 2.5 - 100)
 
 
@@ -96,19 +96,19 @@ def test_padding_becomes_air(tmp_path, sample):
     stored = (sample.hu + 1024).astype(int)
     value = int(np.median(stored))
     path = changed(tmp_path / "a.dcm", PixelPaddingValue=value)
-    found = ct.read_dicom(path)
+    found = dicom.read_dicom(path)
     np.testing.assert_array_equal(found.padding, stored == value)
     assert found.padding.any() and (found.hu[found.padding] == -1000).all()
     same = ~found.padding
     np.testing.assert_array_equal(found.hu[same], sample.hu[same])
     path = changed(path, PixelPaddingValue=value, PixelPaddingRangeLimit=value - 20)
     expected = (stored <= value) & (stored >= value - 20)
-    np.testing.assert_array_equal(ct.read_dicom(path).padding, expected)
+    np.testing.assert_array_equal(dicom.read_dicom(path).padding, expected)
 
 
 def test_monochrome1_is_about_the_screen_alone(tmp_path, sample):
     path = changed(tmp_path / "a.dcm", PhotometricInterpretation="MONOCHROME1")
-    found = ct.read_dicom(path)
+    found = dicom.read_dicom(path)
     assert found.shown_inverted
     np.testing.assert_array_equal(found.hu, sample.hu)
 
@@ -117,7 +117,7 @@ def test_what_a_file_does_not_say_is_empty(tmp_path):
     path = changed(
         tmp_path / "a.dcm", PixelSpacing=None, PatientID=None, SliceThickness=None
     )
-    found = ct.read_dicom(path)
+    found = dicom.read_dicom(path)
     assert found.spacing_mm is None and found.thickness_mm is None
     assert found.patient == ""
 
@@ -136,22 +136,22 @@ def test_what_a_file_does_not_say_is_empty(tmp_path):
 def test_a_file_that_is_no_slice_is_refused(tmp_path, changes, said):
     path = changed(tmp_path / "a.dcm", **changes)
     with pytest.raises(MedlmError, match=said) as caught:
-        ct.read_dicom(path)
+        dicom.read_dicom(path)
     assert str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("kept", [40, 3000, 20_000])
 def test_a_file_that_was_cut_short_is_refused(tmp_path, kept):
     path = tmp_path / "cut.dcm"
-    path.write_bytes(ct.sample_dicom().read_bytes()[:kept])
+    path.write_bytes(dicom.sample_dicom().read_bytes()[:kept])
     with pytest.raises(MedlmError, match=r"cut\.dcm") as caught:
-        ct.read_dicom(path)
+        dicom.read_dicom(path)
     assert any(w in str(caught.value) for w in ("cut short", "no pixel data"))
 
 
 def test_no_file(tmp_path):
     with pytest.raises(MedlmError, match="There is no file"):
-        ct.read_dicom(tmp_path / "none.dcm")
+        dicom.read_dicom(tmp_path / "none.dcm")
 
 
 # Splits -------------------------------------------------------------------------------
@@ -461,7 +461,9 @@ def dicoms(tmp_path):
 
 
 def read(folder, **changes):
-    return ct.read_folder(folder / "images", folder / "patients.csv", **changes)
+    return image_folder.read_folder(
+        folder / "images", folder / "patients.csv", **changes
+    )
 
 
 def table_of(folder):
@@ -501,14 +503,17 @@ def test_dicom_files_need_no_suffix(dicoms):
     (images / "0.dcm").rename(images / "IM0001")
     (images / "1.dcm").rename(images / "1.2.840.1")
     (images / "README").write_text("no image")
-    names = {path.name for path in ct.image_files(images)}
+    names = {path.name for path in image_files.find(images)}
     assert names == {"IM0001", "1.2.840.1", "2.dcm", "3.dcm"}
 
 
 def test_what_means_nothing_found_is_first():
-    assert ct.ordered_classes(["abnormal", "normal"]) == ("normal", "abnormal")
-    assert ct.ordered_classes(["10", "9", "0"]) == ("0", "9", "10")
-    assert ct.ordered_classes(["COVID", "Negative", "other"])[0] == "Negative"
+    assert image_folder.ordered_classes(["abnormal", "normal"]) == (
+        "normal",
+        "abnormal",
+    )
+    assert image_folder.ordered_classes(["10", "9", "0"]) == ("0", "9", "10")
+    assert image_folder.ordered_classes(["COVID", "Negative", "other"])[0] == "Negative"
 
 
 def test_sizes_can_be_made_one(pictures):
@@ -601,7 +606,7 @@ def test_a_dicom_without_pixels_is_named_or_skipped(dicoms):
 
 
 def test_pictures_beside_dicom_files_are_refused(pictures):
-    shutil.copy(ct.sample_dicom(), pictures / "images" / "normal" / "a.dcm")
+    shutil.copy(dicom.sample_dicom(), pictures / "images" / "normal" / "a.dcm")
     rows = [*table_of(pictures), {"file": "normal/a.dcm", "patient": "p9", "label": 0}]
     write_table(pictures / "patients.csv", rows)
     with pytest.raises(MedlmError, match=r"holds pictures .* and DICOM files"):
@@ -610,9 +615,9 @@ def test_pictures_beside_dicom_files_are_refused(pictures):
 
 def test_no_table(pictures):
     with pytest.raises(MedlmError, match="There is no table of patients"):
-        ct.read_folder(pictures / "images", None)
+        image_folder.read_folder(pictures / "images", None)
     with pytest.raises(MedlmError, match=r"No file .*none\.csv"):
-        ct.read_folder(pictures / "images", pictures / "none.csv")
+        image_folder.read_folder(pictures / "images", pictures / "none.csv")
 
 
 BAD_TABLES = {
@@ -687,9 +692,9 @@ def test_one_class(pictures):
 
 def test_no_images(tmp_path):
     with pytest.raises(MedlmError, match="There is no folder"):
-        ct.image_files(tmp_path / "none")
+        image_files.find(tmp_path / "none")
     with pytest.raises(MedlmError, match="There are no images"):
-        ct.image_files(tmp_path)
+        image_files.find(tmp_path)
 
 
 def test_loose_images_without_a_class(dicoms):

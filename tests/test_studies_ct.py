@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from study_runs import a_study, run_tiny, tracked
 from torch.nn import functional as F
 
-from medlm_utils import ct, metrics, phantom, resnet, runtime
+from medlm_utils import ct, dicom, metrics, phantom, resnet, runtime
 from medlm_utils.runtime import MedlmError
 from medlm_utils.studies import ct_learning_curve, ct_pretrain, ct_runs, ct_shortcut
 
@@ -223,7 +223,7 @@ class TestWhatASliceSays:
         batches = ct_pretrain.Batches(cohort(), ct_pretrain.PLANS["tiny"], 0)
         rows = batches._rows(2)
         _, share, middle, coarse = batches.at(2)
-        shift = next(shift for shift, outside in shifts if outside == ct.AIR_HU)
+        shift = next(shift for shift, outside in shifts if outside == dicom.AIR_HU)
         assert shift != (0, 0)
         masks = plain(cohort().lesions[rows], shift, 0)
         assert torch.equal(share, ct_pretrain.opaque(masks, 8))

@@ -19,7 +19,7 @@ from medlm_utils.cli.processes import Team
 from medlm_utils.runtime import MedlmError
 
 if TYPE_CHECKING:
-    from medlm_utils import ct, resnet
+    from medlm_utils import ct, image_folder, resnet
 
     Groups = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -121,7 +121,7 @@ class CtRun:
     """
 
     chosen: argparse.Namespace
-    images: ct.Folder
+    images: image_folder.Folder
     rows: dict[str, np.ndarray]
     model: resnet.ResNet18
     settings: resnet.FineTuning
@@ -138,7 +138,7 @@ class CtRun:
         MedlmError
             For every fault of files, table and settings.
         """
-        from medlm_utils import ct, resnet
+        from medlm_utils import image_folder, resnet
 
         started = time.monotonic()
         _check_options(chosen)
@@ -152,7 +152,7 @@ class CtRun:
             seed=chosen.seed,
             precision=runtime.fast_precision(team.profile),
         )
-        images = ct.read_folder(
+        images = image_folder.read_folder(
             chosen.images, chosen.patients, chosen.size, chosen.grey, chosen.skip_bad
         )
         rows = _parts(images, chosen.seed)
@@ -229,7 +229,7 @@ def _check_options(chosen: argparse.Namespace) -> None:
         )
 
 
-def _parts(images: ct.Folder, seed: int) -> dict[str, np.ndarray]:
+def _parts(images: image_folder.Folder, seed: int) -> dict[str, np.ndarray]:
     """The rows of each part: as the table says, or by our own split."""
     from medlm_utils import ct
 
@@ -250,7 +250,7 @@ def _parts(images: ct.Folder, seed: int) -> dict[str, np.ndarray]:
     return rows
 
 
-def _check_classes(images: ct.Folder, rows: dict[str, np.ndarray]) -> None:
+def _check_classes(images: image_folder.Folder, rows: dict[str, np.ndarray]) -> None:
     """Training and validation need every class, or nothing can be learned or chosen."""
     if len(images.classes) > 2:
         _, numbers = np.unique(images.patient, return_inverse=True)
@@ -271,7 +271,7 @@ def _check_classes(images: ct.Folder, rows: dict[str, np.ndarray]) -> None:
             )
 
 
-def _warnings(images: ct.Folder, rows: dict[str, np.ndarray]) -> list[str]:
+def _warnings(images: image_folder.Folder, rows: dict[str, np.ndarray]) -> list[str]:
     found = []
     if images.skipped:
         names = ", ".join(name for name, _ in images.skipped[:5])
@@ -294,7 +294,7 @@ def _warnings(images: ct.Folder, rows: dict[str, np.ndarray]) -> list[str]:
     return found
 
 
-def _digest(images: ct.Folder, rows: dict[str, np.ndarray]) -> str:
+def _digest(images: image_folder.Folder, rows: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(images.images).tobytes())
     told = [images.files, images.label.tolist(), images.patient.tolist()]
     told.append({part: chosen.tolist() for part, chosen in rows.items()})
@@ -627,10 +627,10 @@ def _without_pixels(run: CtRun) -> np.ndarray:
 
 def _facts(path: Path) -> list[float]:
     """Numbers about a file that say nothing about its patient."""
-    from medlm_utils import ct
+    from medlm_utils import image_files
 
     size = float(path.stat().st_size)
-    if ct.is_picture(path):
+    if image_files.is_picture(path):
         from PIL import Image
 
         with Image.open(path) as picture:

@@ -91,13 +91,13 @@ def _checked(
     chosen: argparse.Namespace, about: dict[str, Any]
 ) -> tuple[list[str], dict[str, str] | None]:
     """Names of the files, and whose they are, once nothing is known to be wrong."""
-    from medlm_utils import ct
+    from medlm_utils import image_files, image_folder
 
     if chosen.batch < 1:
         raise MedlmError(f"--batch is {chosen.batch}; expected at least 1.")
     folder = chosen.images
-    names = [p.relative_to(folder).as_posix() for p in ct.image_files(folder)]
-    kind = "grey" if ct.is_picture(names[0]) else "HU"
+    names = [p.relative_to(folder).as_posix() for p in image_files.find(folder)]
+    kind = "grey" if image_files.is_picture(names[0]) else "HU"
     if kind != about["images"]:
         learned = {"HU": "DICOM files, in HU", "grey": "pictures, in grey"}
         raise MedlmError(
@@ -107,8 +107,8 @@ def _checked(
     patients, inputs = None, [chosen.model]
     outputs = [chosen.output]
     if chosen.patients is not None:
-        rows = ct.read_table(chosen.patients)
-        ct.check_table(names, rows, folder, chosen.patients)
+        rows = image_folder.read_table(chosen.patients)
+        image_folder.check_table(names, rows, folder, chosen.patients)
         patients = {name: row["patient"] for name, row in rows.items()}
         inputs.append(chosen.patients)
         outputs.append(patients_file(chosen.output))
@@ -162,21 +162,21 @@ def _read(
     chosen: argparse.Namespace, about: dict[str, Any], names: Sequence[str]
 ) -> tuple[np.ndarray, list[str], list[tuple[str, str]]]:
     """The images of a chunk, of the size that the model has learned from."""
-    from medlm_utils import ct
+    from medlm_utils import image_files
 
     height, width = about["height"], about["width"]
     size = height if about["resized"] else None
     good, bad = [], []
     for name in names if chosen.skip_bad else ():
         try:
-            ct.read_images(chosen.images, [name], size, grey=True)
+            image_files.read(chosen.images, [name], size, grey=True)
             good.append(name)
         except MedlmError as error:
             bad.append((name, str(error)))
     if chosen.skip_bad and not good:
         return np.empty((0, height, width)), [], bad
     chunk = good if chosen.skip_bad else names
-    images, read, _ = ct.read_images(chosen.images, chunk, size, grey=True)
+    images, read, _ = image_files.read(chosen.images, chunk, size, grey=True)
     if images.shape[1:] != (height, width):
         raise MedlmError(
             f"The images have {images.shape[2]} x {images.shape[1]} pixels; expected "

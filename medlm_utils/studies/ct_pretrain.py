@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from medlm_utils import ct, metrics, phantom, resnet, runtime, training
+from medlm_utils import ct, dicom, metrics, phantom, resnet, runtime, training
 from medlm_utils.runtime import MedlmError
 from medlm_utils.studies import core, ct_runs
 
@@ -270,10 +270,10 @@ class Batches:
         rng = np.random.default_rng([self.seed, 1, step])
         down, right = rng.integers(-plan.shift, plan.shift + 1, 2).tolist()
         shift = (down, right)
-        images = moved(self.cohort.images[rows], shift, int(ct.AIR_HU))
+        images = moved(self.cohort.images[rows], shift, int(dicom.AIR_HU))
         masks = moved(self.cohort.lesions[rows], shift, 0)
         one_each = (len(rows), 1, 1)
-        hu = (images - ct.AIR_HU) * rng.normal(1, 0.04, one_each) + ct.AIR_HU
+        hu = (images - dicom.AIR_HU) * rng.normal(1, 0.04, one_each) + dicom.AIR_HU
         hu += rng.normal(0, 30, one_each)
         middle, coarse = (
             count(self.found, rows, plan.size // pixels, pixels, shift)
