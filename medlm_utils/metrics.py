@@ -114,7 +114,7 @@ class Estimate:
         return self.text()
 
     def as_metric(self) -> dict[str, Any]:
-        """As `runtime.record` takes it: value, low, high, n, and the unit if any."""
+        """As a record holds it: value, low, high, n, and the unit if any."""
         fields = {name: getattr(self, name) for name in METRIC_FIELDS}
         return {name: value for name, value in fields.items() if value != ""}
 

@@ -1,7 +1,7 @@
 """Where we run and how to run it again: profile, device, seed, result records.
 
-Knows nothing about models, data or figures. A notebook calls `setup` first and `record`
-last; everything between them is seeded, timed and written down.
+Knows nothing about models, data or figures. A notebook calls `setup` first, `measured`
+where it measures, and `record` last; everything between is seeded, timed, written down.
 """
 
 from __future__ import annotations
@@ -175,6 +175,8 @@ class _Run:
     notebook: str
     profile: Profile
     started: float
+    metrics: dict[str, float | dict[str, Any]] = dataclasses.field(default_factory=dict)
+    cells: dict[str, int] = dataclasses.field(default_factory=dict)  # that measured
 
 
 _run: _Run | None = None
@@ -402,14 +404,58 @@ def approx(value: float, digits: int = 3) -> str:
     return f"≈{rounded:.{decimals}f}"
 
 
-def record(metrics: dict[str, float | dict[str, Any]]) -> Path:
-    """Write the results of the running notebook and say how long it took.
+def measured(name: str, value: Any, **fields: Any) -> None:
+    """Note a metric for the record, in the cell that measures it.
+
+    The last run of a cell stands, so a reader may run it again. That no two cells use
+    the same name is held by the tests, for every notebook of the course.
 
     Parameters
     ----------
-    metrics
-        Name to value, or to a dictionary with ``value`` and any of ``low``, ``high``
-        (interval), ``n`` (sample size), ``unit``.
+    name
+        What it is; a share is called a share.
+    value
+        A number, or an estimate that brings its interval (`metrics.Estimate`).
+    fields
+        Any of ``low``, ``high`` (interval), ``n`` (sample size), ``unit``.
+
+    Raises
+    ------
+    MedlmError
+        If `setup` has not run, the running cell has used this name already, or the
+        metric has an unknown field or no finite value.
+
+    Source: contract of every notebook, book page "Results and running times".
+    """
+    run = _started("measured")
+    cell = _cell_number()
+    if run.cells.get(name) == cell:
+        raise MedlmError(
+            f"Metric {name!r} is measured twice in one cell: which value is it? "
+            "Expected a name of its own for each."
+        )
+    given = value.as_metric() if hasattr(value, "as_metric") else {"value": value}
+    run.metrics[name] = _metric(name, given | fields)
+    run.cells[name] = cell
+
+
+def _started(caller: str) -> _Run:
+    """The run that `setup` has begun."""
+    if _run is None:
+        raise MedlmError(
+            f"runtime.{caller}() needs runtime.setup(): run the first cell."
+        )
+    return _run
+
+
+def _cell_number() -> int:
+    """Which run of a cell this is, as Jupyter counts; 0 outside of Jupyter."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "execution_count", 0)
+
+
+def record() -> Path:
+    """Write what the running notebook has measured and say how long it took.
 
     Returns
     -------
@@ -419,14 +465,15 @@ def record(metrics: dict[str, float | dict[str, Any]]) -> Path:
     Raises
     ------
     MedlmError
-        If `setup` has not run, a metric has an unknown field or no finite value, or
-        the folder of results cannot be written.
+        If `setup` has not run, nothing was measured, or the folder of results cannot
+        be written.
     """
-    if _run is None:
-        raise MedlmError("runtime.record() needs runtime.setup(): run the first cell.")
-    seconds = time.monotonic() - _run.started
-    content = results(metrics, seconds, _run.profile.device)
-    path = results_dir() / _run.profile.name / f"{_run.notebook}.json"
+    run = _started("record")
+    if not run.metrics:
+        raise MedlmError("Nothing to record: no cell has called runtime.measured().")
+    seconds = time.monotonic() - run.started
+    content = results(run.metrics, seconds, run.profile.device)
+    path = results_dir() / run.profile.name / f"{run.notebook}.json"
     write_json(path, content)
     print_results(content)
     return path
@@ -440,7 +487,8 @@ def results(
     Parameters
     ----------
     metrics
-        As in `record`.
+        Name to value, or to a dictionary with ``value`` and any of ``low``, ``high``
+        (interval), ``n`` (sample size), ``unit``.
     seconds
         How long the run took.
     device
@@ -591,7 +639,7 @@ def study(name: str, only: Sequence[str] | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        The record: ``"metrics"`` as `record` takes them, ``"series"`` for figures, and
+        The record: ``"metrics"`` as `results` takes them, ``"series"`` for figures, and
         how they were made.
 
     Raises

@@ -226,41 +226,86 @@ class TestRecord:
     def test_round_trip(self, monkeypatch, tmp_path):
         self.start(monkeypatch)
         full = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 120, "unit": "AUROC"}
-        path = runtime.record({"plain": torch.tensor(1.25), "full": full})
+        runtime.measured("plain", torch.tensor(1.25))
+        runtime.measured("full", 0.5, low=0.4, high=0.6, n=120, unit="AUROC")
+        runtime.measured("estimate", metrics.Estimate(0.5, 0.4, 0.6, 120), unit="AUROC")
+        path = runtime.record()
         assert path == tmp_path / "results" / "cpu" / "some.json"
         stored = json.loads(path.read_text(encoding="utf-8"))
-        assert stored["metrics"] == {"plain": {"value": 1.25}, "full": full}
+        plain = {"value": 1.25}
+        assert stored["metrics"] == {"plain": plain, "full": full, "estimate": full}
         assert stored["seed"] == runtime.SEED
         assert stored["versions"]["torch"] == torch.__version__.split("+")[0]
         assert 0 < stored["peak_memory_gb"] < 24
         assert 0 <= stored["notebook_seconds"] < 60
 
-    def test_without_setup(self):
+    @pytest.mark.parametrize(
+        "call", [lambda: runtime.measured("a", 1.0), runtime.record]
+    )
+    def test_without_setup(self, call):
         with pytest.raises(MedlmError, match="run the first cell"):
-            runtime.record({"a": 1.0})
+            call()
+
+    def test_nothing_measured_is_no_record(self, monkeypatch, tmp_path):
+        self.start(monkeypatch)
+        with pytest.raises(MedlmError, match=r"no cell has called runtime\.measured"):
+            runtime.record()
+        assert not (tmp_path / "results").exists()
 
     @pytest.mark.parametrize(
-        ("metric", "message"),
+        ("value", "fields", "message"),
         [
-            ({"value": 1, "mean": 2}, "'mean'"),
-            ({"low": 1}, "expected 'value'"),
-            (math.nan, "finite"),
-            ("high", "expected a number"),
-            (True, "expected a number"),
+            (1, {"mean": 2}, "'mean'"),
+            (math.nan, {}, "finite"),
+            (1, {"low": math.inf}, "finite"),
+            ("high", {}, "expected a number"),
+            (True, {}, "expected a number"),
         ],
     )
-    def test_bad_metric_writes_nothing(self, monkeypatch, tmp_path, metric, message):
+    def test_a_bad_metric_is_refused_where_it_is_measured(
+        self, monkeypatch, value, fields, message
+    ):
         self.start(monkeypatch)
         with pytest.raises(MedlmError, match=message):
-            runtime.record({"bad": metric})
-        assert not (tmp_path / "results").exists()
+            runtime.measured("bad", value, **fields)
+
+    def test_one_name_for_two_values_in_a_cell_is_refused(self, monkeypatch):
+        self.start(monkeypatch)
+        runtime.measured("share", 0.974)
+        with pytest.raises(MedlmError, match=r"'share' is measured twice in one cell"):
+            runtime.measured("share", 0.012)
+
+    def test_a_cell_may_be_run_again(self, monkeypatch):
+        from IPython.core.interactiveshell import InteractiveShell
+
+        self.start(monkeypatch)
+        shell = InteractiveShell()
+        monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+        source = "runtime.measured('share', {})"
+        shell.push({"runtime": runtime})
+        for value in (0.5, 0.25):
+            shell.run_cell(source.format(value), store_history=True).raise_error()
+        twice = "\n".join(map(source.format, (1, 2)))
+        with pytest.raises(MedlmError, match="twice in one cell"):
+            shell.run_cell(twice, store_history=True).raise_error()
+        path = runtime.record()
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        assert stored["metrics"]["share"]["value"] == 1
+
+    def test_another_notebook_begins_with_nothing(self, monkeypatch):
+        self.start(monkeypatch)
+        runtime.measured("share", 0.5)
+        self.start(monkeypatch)
+        with pytest.raises(MedlmError, match="Nothing to record"):
+            runtime.record()
 
     def test_folder_that_cannot_be_written(self, monkeypatch, tmp_path):
         self.start(monkeypatch)
         (tmp_path / "file").write_text("")
         monkeypatch.setenv("MEDLM_RESULTS_DIR", str(tmp_path / "file"))
+        runtime.measured("a", 1.0)
         with pytest.raises(MedlmError, match="MEDLM_RESULTS_DIR"):
-            runtime.record({"a": 1.0})
+            runtime.record()
 
     def test_a_failed_write_leaves_the_old_file_and_no_other(
         self, monkeypatch, tmp_path

@@ -115,6 +115,12 @@ BROKEN_CELLS = {
     "imports": ([text("a"), code("import a\nimport b\nimport c\nimport d")], 4, "pile"),
     "star": ([text("a"), code("from a import *")], 4, "import *"),
     "widget bar": ([text("a"), code("from tqdm.auto import tqdm")], 4, "tqdm.auto"),
+    "two values": (
+        [text("a"), code("m = 1\nruntime.measured('m', m)"), text("b"), code("m = 2")],
+        4,
+        "'m', which is bound 2 times",
+    ),
+    "own extremes": ([text("a"), code("ax.imshow(x, vmin=0)")], 4, "vmin and vmax"),
     "semicolon": ([text("a"), code("f(x);")], 4, "';'"),
     "semicolon, comment": ([text("a"), code("f(x);  # plot\n")], 4, "';'"),
     "little text": ([code("1 + 1")] * 5, 0, "4 text cells for 5 code cells"),
@@ -207,7 +213,7 @@ def test_an_assert_in_the_next_code_cell_holds_the_claim():
 
 def test_the_first_and_last_line_of_a_run_claim_nothing():
     setup = code("s", stream("≈9 s"), medlm={"role": "setup"})
-    record = code("runtime.record({})", stream("this run took ≈9 s"))
+    record = code("runtime.record()", stream("this run took ≈9 s"))
     assert faults(chapter(text("a"), setup, text("b"), record)) == []
 
 

@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from recorded_metrics import faults_in
+
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 30  # of code in a cell, blank lines apart
 USUAL_LINES = 15  # nine in ten cells stay below it
@@ -366,6 +368,35 @@ def claims_are_asserted(notebook: Notebook) -> Iterator[Fault]:
 def asserts(cell: Cell) -> bool:
     """Whether a cell asserts something."""
     return bool(re.search(r"^\s*assert\b|\.assert_\w+\(", cell.source, flags=re.M))
+
+
+@rule()
+def recorded_once(notebook: Notebook) -> Iterator[Fault]:
+    """Each metric that reaches the record can mean only one value."""
+    for place, says in faults_in([parsed(cell) for cell in notebook.code]):
+        yield Fault(notebook.code[place].number, says)
+
+
+@rule()
+def pictures_have_limits(notebook: Notebook) -> Iterator[Fault]:
+    """An image is drawn between limits that are said, not between its own extremes.
+
+    Otherwise matplotlib stretches each image, and no picture shows the window that its
+    title names.
+    """
+    for cell in notebook.code:
+        for statement in parsed(cell):
+            for node in ast.walk(statement):
+                if is_unlimited_picture(node):
+                    yield Fault(cell.number, "imshow() without vmin and vmax")
+
+
+def is_unlimited_picture(node: ast.AST) -> bool:
+    """Whether a node is a call of `imshow` that leaves a limit to the image."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    given = {keyword.arg for keyword in node.keywords}
+    return node.func.attr == "imshow" and not {"vmin", "vmax"} <= given
 
 
 # Text cells ---------------------------------------------------------------------------

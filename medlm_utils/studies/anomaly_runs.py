@@ -52,7 +52,7 @@ class Measured:
         return Measured(self.value - other.value, self.drawn - other.drawn, self.n)
 
     def as_metric(self) -> dict[str, Any]:
-        """The value with its 95% interval, as `runtime.record` takes it.
+        """The value with its 95% interval, as `runtime.results` takes it.
 
         Raises
         ------

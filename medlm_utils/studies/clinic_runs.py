@@ -347,8 +347,8 @@ def scores(logits: np.ndarray, notes: Labelled) -> dict[str, Any]:
     -------
     dict
         ``accuracy`` and ``excess_log_loss`` (nats a note, over the exact posterior)
-        with their intervals by patient, as `runtime.record` takes them; ``ceiling`` and
-        ``accuracy_over_ceiling``, numbers.
+        with their intervals by patient, as `runtime.results` takes them; ``ceiling``
+        and ``accuracy_over_ceiling``, numbers.
 
     Source: chapter 3.
     """

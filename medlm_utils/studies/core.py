@@ -206,7 +206,7 @@ def main(
     about
         One sentence for ``--help``.
     run
-        A function of a `Study` that returns its metrics, as `runtime.record` takes
+        A function of a `Study` that returns its metrics, as `runtime.results` takes
         them, and the series of its figure, as JSON can hold them.
     arguments
         By default those of the command line.
