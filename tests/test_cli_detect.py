@@ -982,7 +982,7 @@ def test_texts_on_the_page_are_escaped_and_shortened(
     with (tmp_path / "texts.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["title", "abstract"])
-        writer.writerows([f"pain {n}", long] for n in range(20))
+        writer.writerows([f"{WORDS[n % 6]} {WORDS[n // 6]}", long] for n in range(20))
     shutil.copytree(given / "encoder", tmp_path / "encoder")
     assert detected(tmp_path, "texts", tmp_path / "out.csv") == 0
     page = Page((tmp_path / "out.report.html").read_text(encoding="utf-8"))
