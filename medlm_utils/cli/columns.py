@@ -457,7 +457,7 @@ def _is_large(text: str) -> bool:
 
 
 def _where(path: Path, line: int) -> str:
-    return f"line {line}"
+    return f"{tables.counted_in(path)} {line}"
 
 
 def _more(count: int) -> str:

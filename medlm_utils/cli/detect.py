@@ -19,7 +19,15 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from medlm_utils import anomaly, runtime
-from medlm_utils.cli import columns, detect_report, files, predict, sources, tables
+from medlm_utils.cli import (
+    columns,
+    detect_report,
+    files,
+    predict,
+    reading,
+    sources,
+    tables,
+)
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.search import Found, Plan
 from medlm_utils.runtime import MedlmError
@@ -79,6 +87,7 @@ def add_commands(groups: Groups) -> None:
     text = f"what embeds a text, as for `medlm embed`; {shown}"
     add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
+    reading.add_options(command)
     add("--force", action="store_true", help="replace the output if it is there")
     command.set_defaults(run=run_detect)
 
@@ -92,14 +101,18 @@ def run_detect(chosen: argparse.Namespace) -> int:
         plan = prepare(chosen)
         model = _text_model(plan)
         _check_space(plan, model)
+        read = _readings(plan, model)
         _announce(plan, team)
-        rows = vectors(plan, plan.source, model, team)
-        usual = vectors(plan, plan.usual, model, team) if plan.usual else None
+        rows, *more = (
+            vectors(plan, source, model, one, team)
+            for source, one in zip(plan.sources, read, strict=True)
+        )
+        usual = more[0] if more else None
         team.say(f"Scoring {plan.source.count:,} rows with {chosen.detector}")
         found = find(plan, rows, usual, team)
         for warning in found.warnings:
             team.say(f"Warning: {warning}")
-        _write(plan, found, team)
+        _write(plan, found, read, team)
     return 0
 
 
@@ -172,6 +185,16 @@ def _check_options(chosen: argparse.Namespace) -> None:
     for words, is_wrong in does_not_fit.items():
         if is_wrong:
             raise MedlmError(words)
+    if not has_text or is_array:
+        for option, is_given in {
+            "--tokens": chosen.tokens is not None,
+            "--long": chosen.long != "cut",
+        }.items():
+            if is_given:
+                raise MedlmError(
+                    f"{option} is for texts that are embedded, with --text; {given} "
+                    "is read as numbers. Leave it out."
+                )
     if chosen.fit is not None:
         _check_fit(chosen.fit, given)
 
@@ -315,10 +338,21 @@ def _text_model(plan: Plan) -> bert.Classifier | None:
     return model
 
 
+def _readings(
+    plan: Plan, model: bert.Classifier | None
+) -> list[reading.Reading | None]:
+    """What reads the texts of the input and of the usual rows, each with its count."""
+    chosen = plan.chosen
+    return [
+        reading.Reading(model, chosen.tokens, chosen.long) if model else None
+        for _ in plan.sources
+    ]
+
+
 def _check_space(plan: Plan, model: bert.Classifier | None) -> None:
     """Refuse a disk on which the vectors have no place."""
     folder, needed = plan.chosen.output.parent, _SPARE_BYTES
-    for source in [plan.source, *([plan.usual] if plan.usual else [])]:
+    for source in plan.sources:
         if model is not None:
             needed += 4 * model.encoder.config.hidden_size * source.count
         elif not source.columns and source.values is not None:
@@ -342,7 +376,11 @@ def _announce(plan: Plan, team: Team) -> None:
 
 
 def vectors(
-    plan: Plan, source: sources.Source, model: bert.Classifier | None, team: Team
+    plan: Plan,
+    source: sources.Source,
+    model: bert.Classifier | None,
+    read: reading.Reading | None,
+    team: Team,
 ) -> np.ndarray:
     """What a detector gets: (rows, features), on the disk unless they are columns.
 
@@ -359,9 +397,9 @@ def vectors(
     if values is not None and plan.metric == "euclidean" and _is_plain(values):
         return values
     if values is None:
-        assert model is not None
+        assert model is not None and read is not None
         width, kind = model.encoder.config.hidden_size, np.dtype(np.float32)
-        pieces = _embedded(plan, source, model, team)
+        pieces = _embedded(plan, source, model, read, team)
     else:
         width, kind = values.shape[1], np.result_type(values.dtype, np.float32)
         pieces = (chunk for _, chunk in sources.chunks_of(values))
@@ -397,15 +435,22 @@ def _refuse_far(source: sources.Source, apart: np.ndarray) -> None:
 
 
 def _embedded(
-    plan: Plan, source: sources.Source, model: bert.Classifier, team: Team
+    plan: Plan,
+    source: sources.Source,
+    model: bert.Classifier,
+    read: reading.Reading,
+    team: Team,
 ) -> Iterator[np.ndarray]:
     """The vectors of all texts, in pieces, made as `medlm embed` makes them."""
     from medlm_utils import bert
 
     compute = functools.partial(bert.embed, precision=team.profile.precision)
     notes = sources.Texts(source.path, ("text",), 0, source.count, source)
-    for _, piece in predict.computed(plan.chosen, team, notes, model, compute):
+    for _, piece in predict.computed(plan.chosen, team, notes, model, read, compute):
         yield piece
+    read.refuse_alike()
+    for warning in read.warnings():
+        team.say(f"Warning: {source.path.name}: {warning}")
 
 
 def _on_disk(
@@ -561,9 +606,11 @@ def _nearest(
 # Writing ------------------------------------------------------------------------------
 
 
-def _write(plan: Plan, found: Found, team: Team) -> None:
+def _write(
+    plan: Plan, found: Found, read: list[reading.Reading | None], team: Team
+) -> None:
     """The scores, the page and the report: all three or none."""
-    content = detect_report.content(plan, found, team.profile.device)
+    content = detect_report.content(plan, found, read, team.profile.device)
     page = detect_report.page(content)
     with contextlib.ExitStack() as stack:
         # The scores are opened first, so that they get their name last.

@@ -8,14 +8,14 @@ from __future__ import annotations
 import inspect
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medlm_utils import anomaly, runtime
-from medlm_utils.cli import pages, tables
+from medlm_utils.cli import pages, reading, tables
 from medlm_utils.cli.search import Found, Plan
 
 Content = dict[str, Any]
@@ -44,13 +44,20 @@ article p, article ul { margin: .3rem 0; max-width: 48rem; }
 # What is known ------------------------------------------------------------------------
 
 
-def content(plan: Plan, found: Found, device: str) -> Content:
+def content(
+    plan: Plan,
+    found: Found,
+    read: Sequence[reading.Reading | None],
+    device: str,
+) -> Content:
     """What the report holds.
 
     Parameters
     ----------
     plan, found
         The search and its result.
+    read
+        What read the texts of each of its sources.
     device
         The torch device that was used.
     """
@@ -59,6 +66,11 @@ def content(plan: Plan, found: Found, device: str) -> Content:
         "median_score": float(np.median(found.scores)),
         "largest_score": float(found.scores.max()),
     }
+    lost = [
+        f"{source.path.name}: {warning}"
+        for source, one in zip(plan.sources, read, strict=True)
+        for warning in (one.warnings() if one else ())
+    ]
     seconds = time.monotonic() - plan.started
     return {
         **runtime.results(dict(measured), seconds, device),
@@ -70,7 +82,12 @@ def content(plan: Plan, found: Found, device: str) -> Content:
         "budget": found.budget,
         "threshold": found.threshold,
         "tied_and_not_flagged": found.tied,
-        "warnings": [*plan.warnings, *found.warnings],
+        "warnings": [*plan.warnings, *lost, *found.warnings],
+        "reading": {
+            source.path.name: one.facts()
+            for source, one in zip(plan.sources, read, strict=True)
+            if one
+        },
         "distribution": distribution(found.scores, found.threshold),
         "flagged": _flagged(plan, found),
     }
@@ -354,7 +371,22 @@ def _read(content: Content) -> str:
         "Columns": ", ".join(given["columns"] or given["text_columns"]) or "none",
     }
     facts |= {f"Left out: {name}": why for name, why in given["left_out"].items()}
+    for name, one in content["reading"].items():
+        facts |= {f"Texts of {name}": _reading_in_words(one)}
     return pages.table([], facts.items(), "", "What was read", words=True)
+
+
+def _reading_in_words(one: Content) -> str:
+    """How much of the texts the model has read."""
+    if one["long"] == "cut":
+        longer = f"{one['cut']:,} lose their end"
+    else:
+        longer = f"longer ones in pieces, {one['rows']:,} in all"
+    return (
+        f"{one['notes']:,}, at most {one['longest']:,} tokens at once; {longer}. Of "
+        f"{one['tokens']:,} tokens {one['tokens_lost']:,} are not read and "
+        f"{one['unknown']:,} unknown to the model"
+    )
 
 
 def _method(content: Content) -> str:

@@ -48,6 +48,11 @@ class Plan:
         """The rows that the detector is fitted on."""
         return self.usual or self.source
 
+    @property
+    def sources(self) -> list[sources.Source]:
+        """The rows that are scored, and those that the detector is fitted on."""
+        return [self.source, *([self.usual] if self.usual else [])]
+
     @functools.cached_property
     def shared(self) -> int:
         """How many rows stand among the usual rows too."""
