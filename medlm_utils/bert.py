@@ -297,7 +297,7 @@ class Classifier(nn.Module):
         self.positions = config.max_position_embeddings
         self.longest = min(256, self.positions) if longest is None else longest
         _check_pooling(pooling, encoder)
-        _check_longest(self.longest, self.positions)
+        check_longest(self.longest, self.positions)
         self.tokenizer, self.pooling, self.temperature = tokenizer, pooling, 1.0
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
@@ -528,10 +528,26 @@ def _check_pooling(pooling: str, encoder: Any) -> None:
         raise MedlmError("This encoder has no pooler; expected pooling='mean'.")
 
 
-def _check_longest(longest: int, positions: int) -> None:
+def check_longest(longest: int, positions: int, name: str = "longest") -> None:
+    """Refuse more tokens of a text than there are places for, or too few to read.
+
+    Parameters
+    ----------
+    longest
+        Tokens of a text, special tokens included.
+    positions
+        That the encoder has.
+    name
+        Of what the reader has set.
+
+    Raises
+    ------
+    MedlmError
+        If `longest` is not from 3 to `positions`.
+    """
     if not 3 <= longest <= positions:
         raise MedlmError(
-            f"longest is {longest}; expected 3 tokens, of which two are special ones, "
+            f"{name} is {longest}; expected 3 tokens, of which two are special ones, "
             f"up to the {positions} that the encoder has positions for."
         )
 
@@ -775,7 +791,9 @@ def _replace(part: Path, folder: Path) -> None:
 # Rows and batches ---------------------------------------------------------------------
 
 
-def encode(tokenizer: Any, texts: Sequence[str], longest: int = 256) -> list[Tensor]:
+def encode(
+    tokenizer: Any, texts: Sequence[str], longest: int | None = 256
+) -> list[Tensor]:
     """Each text as one row: [CLS], its pieces of words, [SEP].
 
     Parameters
@@ -785,7 +803,7 @@ def encode(tokenizer: Any, texts: Sequence[str], longest: int = 256) -> list[Ten
     texts
         What is longer than `longest` loses its end.
     longest
-        Tokens of a row, special tokens included.
+        Tokens of a row, special tokens included; None: all, however many.
 
     Returns
     -------
@@ -800,10 +818,11 @@ def encode(tokenizer: Any, texts: Sequence[str], longest: int = 256) -> list[Ten
 
     Source: chapter 3.
     """
-    _check_longest(longest, tokenizer.model_max_length)
-    rows = tokenizer(
-        _checked_texts(texts), truncation=True, max_length=longest, verbose=False
-    )
+    cut: dict[str, Any] = {}
+    if longest is not None:
+        check_longest(longest, tokenizer.model_max_length)
+        cut = {"truncation": True, "max_length": longest}
+    rows = tokenizer(_checked_texts(texts), verbose=False, **cut)
     return [torch.tensor(row) for row in rows["input_ids"]]
 
 

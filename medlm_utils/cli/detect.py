@@ -19,7 +19,15 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from medlm_utils import anomaly, runtime
-from medlm_utils.cli import detect_report, files, predict, sources, tables
+from medlm_utils.cli import (
+    columns,
+    detect_report,
+    files,
+    predict,
+    reading,
+    sources,
+    tables,
+)
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.search import Found, Plan
 from medlm_utils.runtime import MedlmError
@@ -35,7 +43,14 @@ ADDED = (
     *(f"nearest_{n}" for n in range(1, NEAREST + 1)),
     *(f"distance_{n}" for n in range(1, NEAREST + 1)),
 )
+MOST = 20  # rows that are flagged where --budget says nothing, or SHARE of them
+SHARE = 0.1
 _SPARE_BYTES = 2_000_000  # of the report and its page
+_REFERENCE = 1000  # usual rows whose scores say what is usual
+# By which share of their length equal rows may differ: as they are computed with, and
+# as an encoder makes them of one text in batches of different width.
+_ROUNDING = 1e-6
+_OF_AN_ENCODER = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}
 
 REMINDER = (
     "Reminder: identifiable patient data do not belong on a shared machine. Scores and "
@@ -54,8 +69,10 @@ def add_commands(groups: Groups) -> None:
     add("--output", metavar="CSV", type=Path, required=True, help=text)
     text = "whose text is embedded, as title,abstract; with an .npy only shown"
     add("--text", metavar="COLUMNS", help=text)
-    text = "of numbers; default without --text: all, but patient and label"
+    text = "of numbers; default without --text: all that are measurements"
     add("--columns", metavar="COLUMNS", help=text)
+    text = "that are not to be used, where --columns names none"
+    add("--exclude", metavar="COLUMNS", help=text)
     add("--rows", metavar="CSV", type=Path, help="the rows that an .npy is made of")
     text = "usual rows to compare with, a file like the input; default: the input"
     add("--fit", metavar="FILE", type=Path, help=text)
@@ -63,13 +80,14 @@ def add_commands(groups: Groups) -> None:
     add("--detector", metavar="NAME", default="knn", help=shown)
     text = "euclidean or cosine; default: cosine for embeddings, else euclidean"
     add("--metric", metavar="NAME", help=text)
-    text = f"how many rows to flag; {shown}"
-    add("--budget", metavar="N", type=int, default=20, help=text)
+    text = f"how many rows to flag; default: a tenth of them, at most {MOST}"
+    add("--budget", metavar="N", type=int, help=text)
     text = f"of detectors that draw; {shown}"
     add("--seed", metavar="S", type=int, default=runtime.SEED, help=text)
     text = f"what embeds a text, as for `medlm embed`; {shown}"
     add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
+    reading.add_options(command)
     add("--force", action="store_true", help="replace the output if it is there")
     command.set_defaults(run=run_detect)
 
@@ -83,12 +101,18 @@ def run_detect(chosen: argparse.Namespace) -> int:
         plan = prepare(chosen)
         model = _text_model(plan)
         _check_space(plan, model)
+        read = _readings(plan, model)
         _announce(plan, team)
-        rows = vectors(plan, plan.source, model, team)
-        usual = vectors(plan, plan.usual, model, team) if plan.usual else None
+        rows, *more = (
+            vectors(plan, source, model, one, team)
+            for source, one in zip(plan.sources, read, strict=True)
+        )
+        usual = more[0] if more else None
         team.say(f"Scoring {plan.source.count:,} rows with {chosen.detector}")
         found = find(plan, rows, usual, team)
-        _write(plan, found, team)
+        for warning in found.warnings:
+            team.say(f"Warning: {warning}")
+        _write(plan, found, read, team)
     return 0
 
 
@@ -105,7 +129,8 @@ def prepare(chosen: argparse.Namespace) -> Plan:
     """
     started = time.monotonic()
     _check_options(chosen)
-    texts, columns = (_names(chosen, name) for name in ("text", "columns"))
+    texts, named = (_names(chosen, name) for name in ("text", "columns"))
+    excluded = _names(chosen, "exclude")
     is_table = not texts and not _is_array(chosen.input)
     metric = chosen.metric or ("euclidean" if is_table else "cosine")
     detector = anomaly.detector(chosen.detector, seed=chosen.seed)
@@ -114,11 +139,14 @@ def prepare(chosen: argparse.Namespace) -> Plan:
     if _is_array(chosen.input):
         source = sources.read_array(chosen.input, chosen.rows, texts)
     elif texts:
-        source = sources.read_texts(chosen.input, texts)
+        source = sources.read_texts(chosen.input, texts, must_differ=not chosen.fit)
     else:
-        source = sources.read_columns(chosen.input, columns)
+        source = sources.read_columns(chosen.input, named, excluded)
     usual = _read_usual(chosen.fit, source, texts) if chosen.fit else None
-    plan = Plan(chosen, source, usual, detector, metric, started)
+    if is_table:
+        source, usual = sources.without_constant(source, usual, bool(named))
+    budget = chosen.budget or max(1, min(MOST, int(SHARE * source.count)))
+    plan = Plan(chosen, source, usual, detector, metric, budget, started)
     _check_rows(plan)
     _check_outputs(plan)
     return plan
@@ -127,10 +155,9 @@ def prepare(chosen: argparse.Namespace) -> Plan:
 def _check_options(chosen: argparse.Namespace) -> None:
     """Refuse what is wrong, or does not go together, whatever the files hold."""
     for name in ("budget", "batch"):
-        if getattr(chosen, name) < 1:
-            raise MedlmError(
-                f"--{name} is {getattr(chosen, name)}; expected at least 1."
-            )
+        value = getattr(chosen, name)
+        if value is not None and value < 1:
+            raise MedlmError(f"--{name} is {value}; expected at least 1.")
     if chosen.metric not in (None, "euclidean", "cosine"):
         raise MedlmError(
             f"--metric is {chosen.metric!r}; expected euclidean or cosine."
@@ -141,6 +168,10 @@ def _check_options(chosen: argparse.Namespace) -> None:
     does_not_fit = {
         "Got --text and --columns; expected one of them.": has_text and has_columns,
         f"{no_names}; leave out --columns.": is_array and has_columns,
+        "--exclude is for columns of numbers that --columns does not name; expected it "
+        "without --columns, without --text and with a table.": (
+            chosen.exclude is not None and (has_text or has_columns or is_array)
+        ),
         f"{no_names}; expected with --text the CSV file that it was made of: name it "
         "with --rows.": is_array and has_text and chosen.rows is None,
         f"--rows belongs to an .npy file, and --input is {given}. Leave it out.": (
@@ -154,6 +185,16 @@ def _check_options(chosen: argparse.Namespace) -> None:
     for words, is_wrong in does_not_fit.items():
         if is_wrong:
             raise MedlmError(words)
+    if not has_text or is_array:
+        for option, is_given in {
+            "--tokens": chosen.tokens is not None,
+            "--long": chosen.long != "cut",
+        }.items():
+            if is_given:
+                raise MedlmError(
+                    f"{option} is for texts that are embedded, with --text; {given} "
+                    "is read as numbers. Leave it out."
+                )
     if chosen.fit is not None:
         _check_fit(chosen.fit, given)
 
@@ -180,7 +221,8 @@ def _names(chosen: argparse.Namespace, option: str) -> tuple[str, ...]:
     words = getattr(chosen, option)
     if words is None:
         return ()
-    names = tuple(next(csv.reader([words]), []))
+    fields = next(csv.reader([words], skipinitialspace=True), [])
+    names = tuple(name.strip() for name in fields)
     if not names or not all(names) or len(set(names)) < len(names):
         raise MedlmError(
             f"--{option} is {words!r}; expected names of columns, each once, with "
@@ -208,7 +250,7 @@ def _read_usual(
 
 
 def _check_rows(plan: Plan) -> None:
-    source, fitted, budget = plan.source, plan.fitted, plan.chosen.budget
+    source, fitted, budget = plan.source, plan.fitted, plan.budget
     if budget > source.count:
         raise MedlmError(
             f"--budget is {budget:,}, and {source.path} has {source.count:,} rows; "
@@ -220,28 +262,22 @@ def _check_rows(plan: Plan) -> None:
             f"{fitted.path} has {fitted.count:,} rows; {plan.chosen.detector} compares "
             f"each row with {least - 1} others, and needs at least {least}."
         )
-    _refuse_constant(fitted)
+    if not source.columns:
+        _refuse_equal(fitted)
     if plan.metric == "cosine":
         _refuse_zeros(source)
         _refuse_zeros(fitted)
 
 
-def _refuse_constant(source: sources.Source) -> None:
-    """A column that is the same everywhere is a mistake; of embeddings, no harm."""
+def _refuse_equal(source: sources.Source) -> None:
+    """Vectors of which none differs; one column that does not is no harm."""
     if source.values is None:
         return
     low = high = source.values[:1]
     for _, chunk in sources.chunks_of(source.values):
         low = np.minimum(low, chunk.min(axis=0))
         high = np.maximum(high, chunk.max(axis=0))
-    same = anomaly.constant_columns(np.vstack([low, high]))
-    if source.columns and len(same):
-        named = tables.listing([source.columns[place] for place in same])
-        raise MedlmError(
-            f"{source.path}: the same value in every row of {named}; expected columns "
-            "that differ. Name the others with --columns."
-        )
-    if len(same) == low.size:
+    if len(anomaly.constant_columns(np.vstack([low, high]))) == low.size:
         raise MedlmError(
             f"All {source.count:,} rows of {source.path} are equal; expected rows that "
             "differ."
@@ -302,10 +338,21 @@ def _text_model(plan: Plan) -> bert.Classifier | None:
     return model
 
 
+def _readings(
+    plan: Plan, model: bert.Classifier | None
+) -> list[reading.Reading | None]:
+    """What reads the texts of the input and of the usual rows, each with its count."""
+    chosen = plan.chosen
+    return [
+        reading.Reading(model, chosen.tokens, chosen.long) if model else None
+        for _ in plan.sources
+    ]
+
+
 def _check_space(plan: Plan, model: bert.Classifier | None) -> None:
     """Refuse a disk on which the vectors have no place."""
     folder, needed = plan.chosen.output.parent, _SPARE_BYTES
-    for source in [plan.source, *([plan.usual] if plan.usual else [])]:
+    for source in plan.sources:
         if model is not None:
             needed += 4 * model.encoder.config.hidden_size * source.count
         elif not source.columns and source.values is not None:
@@ -318,13 +365,22 @@ def _announce(plan: Plan, team: Team) -> None:
     if source.columns:
         team.say(f"Columns: {', '.join(source.columns)}")
     for name, why in source.left_out.items():
-        team.say(f"Column {name!r} is left out: {why}")
+        team.say(f"Left out: {tables.listing([name])}, {why}")
+    for warning in plan.warnings:
+        team.say(f"Warning: {warning}")
+    if plan.chosen.budget is None:
+        rows = "1 row is" if plan.budget == 1 else f"{plan.budget:,} rows are"
+        team.say(f"{rows} to be flagged: a tenth, at most {MOST}; --budget says more")
     how = f"usual rows of {plan.usual.path.name}" if plan.usual else "the others"
     team.say(f"{source.count:,} rows, each compared with {how}")
 
 
 def vectors(
-    plan: Plan, source: sources.Source, model: bert.Classifier | None, team: Team
+    plan: Plan,
+    source: sources.Source,
+    model: bert.Classifier | None,
+    read: reading.Reading | None,
+    team: Team,
 ) -> np.ndarray:
     """What a detector gets: (rows, features), on the disk unless they are columns.
 
@@ -335,13 +391,15 @@ def vectors(
     values = source.values
     if source.columns:
         assert values is not None and plan.fitted.values is not None
-        return deviations(plan.fitted.values, values)
+        apart = deviations(plan.fitted.values, values)
+        _refuse_far(source, apart)
+        return apart
     if values is not None and plan.metric == "euclidean" and _is_plain(values):
         return values
     if values is None:
-        assert model is not None
+        assert model is not None and read is not None
         width, kind = model.encoder.config.hidden_size, np.dtype(np.float32)
-        pieces = _embedded(plan, source, model, team)
+        pieces = _embedded(plan, source, model, read, team)
     else:
         width, kind = values.shape[1], np.result_type(values.dtype, np.float32)
         pieces = (chunk for _, chunk in sources.chunks_of(values))
@@ -358,19 +416,41 @@ def _is_plain(values: np.ndarray) -> bool:
 def deviations(fitted: np.ndarray, values: np.ndarray) -> np.ndarray:
     """(rows, columns) robust z, with its sign: how far from the fitted rows' median."""
     known = anomaly.RobustZ().fit(fitted)
-    return (values - known.median_) / known.spread_
+    with np.errstate(over="ignore"):
+        return (values - known.median_) / known.spread_
+
+
+def _refuse_far(source: sources.Source, apart: np.ndarray) -> None:
+    """Numbers whose squares overflow though those of the file do not."""
+    far = np.argwhere(np.abs(apart) > columns.LARGEST)
+    if len(far):
+        row, place = far[0]
+        assert source.values is not None
+        raise MedlmError(
+            f"{source.path}, row {row + 1:,} (counted from 1), column "
+            f"{source.columns[place]!r}: {source.values[row, place]:g} is more than "
+            "1e15 times the spread from the median; expected numbers on one scale. "
+            "Correct it, or leave the column out with --exclude."
+        )
 
 
 def _embedded(
-    plan: Plan, source: sources.Source, model: bert.Classifier, team: Team
+    plan: Plan,
+    source: sources.Source,
+    model: bert.Classifier,
+    read: reading.Reading,
+    team: Team,
 ) -> Iterator[np.ndarray]:
     """The vectors of all texts, in pieces, made as `medlm embed` makes them."""
     from medlm_utils import bert
 
     compute = functools.partial(bert.embed, precision=team.profile.precision)
     notes = sources.Texts(source.path, ("text",), 0, source.count, source)
-    for _, piece in predict.computed(plan.chosen, team, notes, model, compute):
+    for _, piece in predict.computed(plan.chosen, team, notes, model, read, compute):
         yield piece
+    read.refuse_alike()
+    for warning in read.warnings():
+        team.say(f"Warning: {source.path.name}: {warning}")
 
 
 def _on_disk(
@@ -417,7 +497,12 @@ def find(plan: Plan, rows: np.ndarray, usual: np.ndarray | None, team: Team) -> 
             f"{scores[row]}; expected finite scores. Choose another --detector."
         )
     order = np.argsort(-scores, kind="stable")
-    flagged = order[: plan.chosen.budget]
+    middle = _middle(plan, usual, scores)
+    rounding = _rounding(plan, rows, middle, team.profile.precision)
+    above = int((scores > middle + rounding).sum())
+    if not above:
+        raise _nothing_stands_out(plan, scores, middle)
+    flagged = order[: min(plan.budget, above)]
     asked = np.asarray(rows[flagged])
     if usual is None:
         near = _nearest(rows, flagged, asked, plan.metric)
@@ -428,7 +513,38 @@ def find(plan: Plan, rows: np.ndarray, usual: np.ndarray | None, team: Team) -> 
         raw, fitted = plan.source.values, plan.fitted.values
         assert raw is not None and fitted is not None
         apart = deviations(fitted, raw[flagged])
-    return Found(scores, order, len(flagged), *near, apart)
+    counted = (len(flagged), *near, apart)
+    return Found(scores, order, *counted, middle, rounding, plan.budget)
+
+
+def _middle(plan: Plan, usual: np.ndarray | None, scores: np.ndarray) -> float:
+    """What a row in the middle of those that are fitted on scores."""
+    if usual is None:
+        return float(np.median(scores))
+    draw = np.random.default_rng(plan.chosen.seed)
+    places = np.sort(draw.permutation(len(usual))[:_REFERENCE])
+    return float(np.median(plan.detector.anomaly_score(np.asarray(usual[places]))))
+
+
+def _rounding(plan: Plan, rows: np.ndarray, middle: float, precision: str) -> float:
+    """By how much scores may differ that are the same."""
+    share = _ROUNDING if plan.source.values is not None else _OF_AN_ENCODER[precision]
+    if not isinstance(plan.detector, anomaly.Knn):
+        return share * abs(middle)
+    if plan.metric == "cosine":
+        return share**2 / 2  # as 1 - cosine is half a squared distance
+    lengths = [np.linalg.norm(chunk, axis=1) for _, chunk in sources.chunks_of(rows)]
+    return share * float(np.median(np.concatenate(lengths)))
+
+
+def _nothing_stands_out(plan: Plan, scores: np.ndarray, middle: float) -> MedlmError:
+    whose = f"of {plan.fitted.path.name} " if plan.usual else ""
+    return MedlmError(
+        f"No row of {plan.source.path} stands out: the highest of its "
+        f"{len(scores):,} scores is {scores.max():.3g}, and that of the middle row "
+        f"{whose}is {middle:.3g}; what differs is rounding. Expected rows that differ. "
+        "Are most of them equal?"
+    )
 
 
 def _scores(
@@ -490,9 +606,11 @@ def _nearest(
 # Writing ------------------------------------------------------------------------------
 
 
-def _write(plan: Plan, found: Found, team: Team) -> None:
+def _write(
+    plan: Plan, found: Found, read: list[reading.Reading | None], team: Team
+) -> None:
     """The scores, the page and the report: all three or none."""
-    content = detect_report.content(plan, found, team.profile.device)
+    content = detect_report.content(plan, found, read, team.profile.device)
     page = detect_report.page(content)
     with contextlib.ExitStack() as stack:
         # The scores are opened first, so that they get their name last.
@@ -506,9 +624,6 @@ def _write(plan: Plan, found: Found, team: Team) -> None:
         for file in opened.values():  # a full disk shows before the first has its name
             file.flush()
             os.fsync(file.fileno())
-    if found.tied:
-        rows = "1 row has" if found.tied == 1 else f"{found.tied:,} rows have"
-        team.say(f"Warning: {rows} the score of the last flagged one, unflagged.")
     print(
         f"Flagged {found.budget:,} of {plan.source.count:,} rows, from a score of "
         f"{found.threshold:.6g}: {plan.outputs['csv']}\nReport: {plan.outputs['html']}"

@@ -8,14 +8,14 @@ from __future__ import annotations
 import inspect
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from medlm_utils import anomaly, runtime
-from medlm_utils.cli import pages, tables
+from medlm_utils.cli import pages, reading, tables
 from medlm_utils.cli.search import Found, Plan
 
 Content = dict[str, Any]
@@ -44,13 +44,20 @@ article p, article ul { margin: .3rem 0; max-width: 48rem; }
 # What is known ------------------------------------------------------------------------
 
 
-def content(plan: Plan, found: Found, device: str) -> Content:
+def content(
+    plan: Plan,
+    found: Found,
+    read: Sequence[reading.Reading | None],
+    device: str,
+) -> Content:
     """What the report holds.
 
     Parameters
     ----------
     plan, found
         The search and its result.
+    read
+        What read the texts of each of its sources.
     device
         The torch device that was used.
     """
@@ -59,17 +66,28 @@ def content(plan: Plan, found: Found, device: str) -> Content:
         "median_score": float(np.median(found.scores)),
         "largest_score": float(found.scores.max()),
     }
+    lost = [
+        f"{source.path.name}: {warning}"
+        for source, one in zip(plan.sources, read, strict=True)
+        for warning in (one.warnings() if one else ())
+    ]
     seconds = time.monotonic() - plan.started
     return {
         **runtime.results(dict(measured), seconds, device),
         "seed": plan.chosen.seed,
         "command": command(plan),
         "input": _input_facts(plan),
-        "fitted_on": _fitted_facts(plan),
+        "fitted_on": _fitted_facts(plan, found),
         "detector": _detector_facts(plan),
         "budget": found.budget,
         "threshold": found.threshold,
         "tied_and_not_flagged": found.tied,
+        "warnings": [*plan.warnings, *lost, *found.warnings],
+        "reading": {
+            source.path.name: one.facts()
+            for source, one in zip(plan.sources, read, strict=True)
+            if one
+        },
         "distribution": distribution(found.scores, found.threshold),
         "flagged": _flagged(plan, found),
     }
@@ -132,13 +150,15 @@ def _vectors_in_words(plan: Plan) -> str:
     return f"the mean of its last hidden states in {Path(plan.chosen.model).name}"
 
 
-def _fitted_facts(plan: Plan) -> Content:
+def _fitted_facts(plan: Plan, found: Found) -> Content:
     is_new = plan.usual is not None
     return {
         "how": "inductive" if is_new else "transductive",
         "file": plan.fitted.path.name,
         "sha256": tables.sha256(plan.fitted.path),
         "rows": plan.fitted.count,
+        "also_in_the_input": plan.shared if is_new else None,
+        "middle_score": found.middle,
     }
 
 
@@ -223,11 +243,12 @@ def page(content: Content) -> str:
     makers: dict[str, Callable[[Content], str]] = {
         "How the scores are spread": _spread,
         "The flagged rows": _rows,
+        "What was read": _read,
         "How it was found": _method,
         "How it was run": _run,
     }
     title = f"Unusual rows of {content['input']['file']}"
-    lead = f"{_summary(content)}\n{pages.caution(CAUTION)}\n"
+    lead = f"{_summary(content)}\n{pages.caution(CAUTION)}\n{_warnings(content)}"
     return pages.whole(title, lead + pages.sections(content, makers), _CSS)
 
 
@@ -239,6 +260,13 @@ def _summary(content: Content) -> str:
         f"({100 * budget / rows:.2g}%): the highest scores, from {threshold:.4g}. "
         f"{_fitted_in_words(content)}</p>"
     )
+
+
+def _warnings(content: Content) -> str:
+    if not content["warnings"]:
+        return ""
+    lines = "".join(f"<li>{pages.text(line)}</li>" for line in content["warnings"])
+    return f"<p><strong>Warnings</strong></p>\n<ul>{lines}</ul>\n"
 
 
 def _fitted_in_words(content: Content) -> str:
@@ -333,20 +361,45 @@ def _neighbour(one: Content) -> str:
     return f"{words}: {pages.text(one['text'])}" if "text" in one else words
 
 
-def _method(content: Content) -> str:
-    given, detector, fitted = (content[n] for n in ("input", "detector", "fitted_on"))
-    settings = ", ".join(f"{n} {v}" for n, v in detector["settings"].items())
-    cosine = "1 - cosine: 0 in the same direction, 1 at a right angle"
+def _read(content: Content) -> str:
+    """What of the input is compared, and what is not, and why."""
+    given = content["input"]
     facts = {
         "Input": f"{given['file']}, {given['rows']:,} rows",
         "Its SHA-256": given["sha256"][:12],
         "A row is": given["vectors"],
         "Columns": ", ".join(given["columns"] or given["text_columns"]) or "none",
-        "Left out": "; ".join(f"{n}: {why}" for n, why in given["left_out"].items()),
+    }
+    facts |= {f"Left out: {name}": why for name, why in given["left_out"].items()}
+    for name, one in content["reading"].items():
+        facts |= {f"Texts of {name}": _reading_in_words(one)}
+    return pages.table([], facts.items(), "", "What was read", words=True)
+
+
+def _reading_in_words(one: Content) -> str:
+    """How much of the texts the model has read."""
+    if one["long"] == "cut":
+        longer = f"{one['cut']:,} lose their end"
+    else:
+        longer = f"longer ones in pieces, {one['rows']:,} in all"
+    return (
+        f"{one['notes']:,}, at most {one['longest']:,} tokens at once; {longer}. Of "
+        f"{one['tokens']:,} tokens {one['tokens_lost']:,} are not read and "
+        f"{one['unknown']:,} unknown to the model"
+    )
+
+
+def _method(content: Content) -> str:
+    detector, fitted = content["detector"], content["fitted_on"]
+    settings = ", ".join(f"{n} {v}" for n, v in detector["settings"].items())
+    cosine = "1 - cosine: 0 in the same direction, 1 at a right angle"
+    facts = {
         "Detector": f"{detector['name']}: {detector['about']}",
         "Settings": settings,
         "Distance": cosine if detector["metric"] == "cosine" else "Euclidean",
         "Fitted on": f"{fitted['file']}, {fitted['rows']:,} rows: {fitted['how']}",
+        "Its middle row": f"scores {fitted['middle_score']:.4g}; no row that scores as "
+        "little is flagged",
         "Scores": "higher is more anomalous; comparable within this run only",
     }
     shown = [(name, value) for name, value in facts.items() if value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ class Plan:
         Not fitted yet.
     metric
         ``"euclidean"`` or ``"cosine"``.
+    budget
+        How many rows to flag at most.
     started
         Of `time.monotonic`.
     """
@@ -37,12 +40,39 @@ class Plan:
     usual: sources.Source | None
     detector: anomaly.Detector
     metric: str
+    budget: int
     started: float
 
     @property
     def fitted(self) -> sources.Source:
         """The rows that the detector is fitted on."""
         return self.usual or self.source
+
+    @property
+    def sources(self) -> list[sources.Source]:
+        """The rows that are scored, and those that the detector is fitted on."""
+        return [self.source, *([self.usual] if self.usual else [])]
+
+    @functools.cached_property
+    def shared(self) -> int:
+        """How many rows stand among the usual rows too."""
+        return sources.shared(self.source, self.usual) if self.usual else 0
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may be meant, or a mistake in the files."""
+        found = list(self.source.warnings)
+        if self.usual:
+            name = self.usual.path.name
+            found += [f"{name}: {warning}" for warning in self.usual.warnings]
+        if self.shared and self.usual:
+            rows = "1 row stands" if self.shared == 1 else f"{self.shared:,} rows stand"
+            found.append(
+                f"{rows} in {self.usual.path.name} too, with the same values. If they "
+                "are the same patients, they are compared with themselves and look "
+                "usual; leave them out of --fit."
+            )
+        return found
 
     @property
     def outputs(self) -> dict[str, Path]:
@@ -73,6 +103,13 @@ class Found:
         (flagged, neighbours) how far they are.
     deviations
         (flagged, columns) robust z of a table of numbers, else None.
+    middle
+        The score of the middle row of those that the detector was fitted on: no row is
+        flagged that does not exceed it.
+    rounding
+        By how much equal scores may differ.
+    asked
+        How many rows were to be flagged.
     """
 
     scores: np.ndarray
@@ -81,6 +118,9 @@ class Found:
     nearest: np.ndarray
     distance: np.ndarray
     deviations: np.ndarray | None
+    middle: float
+    rounding: float
+    asked: int
 
     @property
     def flagged(self) -> np.ndarray:
@@ -95,4 +135,24 @@ class Found:
     @property
     def tied(self) -> int:
         """How many rows have that score too, and were left out."""
-        return int((self.scores[self.order[self.budget :]] == self.threshold).sum())
+        rest = self.scores[self.order[self.budget :]]
+        above = rest[rest > self.middle + self.rounding]
+        return int((above >= self.threshold - self.rounding).sum())
+
+    @property
+    def warnings(self) -> list[str]:
+        """Where the budget does not say which rows are unusual."""
+        found = []
+        if self.budget < self.asked:
+            found.append(
+                f"Only {self.budget:,} of the {self.asked:,} rows that the budget "
+                "allows are flagged: the others score no more than the middle row, "
+                f"{self.middle:.4g}."
+            )
+        if self.tied:
+            rows = "1 row has" if self.tied == 1 else f"{self.tied:,} rows have"
+            found.append(
+                f"{rows} the score of the last flagged one, unflagged: of equal scores "
+                "the first rows are flagged."
+            )
+        return found

@@ -5,20 +5,19 @@ Knows nothing about detectors. What is wrong with a file is said before any work
 
 from __future__ import annotations
 
-import array
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from medlm_utils.cli import run, tables
+from medlm_utils import anomaly
+from medlm_utils.cli import columns as measured
+from medlm_utils.cli import tables
 from medlm_utils.runtime import MedlmError
 
 CHUNK = 4096  # rows in memory at a time, where the detector does not need all
-NOT_MEASURED = ("", run.PATIENT, "label")  # left out, unless --columns names them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Source:
         Names of its columns.
     texts
         Places of those whose text is embedded or shown.
+    warnings
+        What may be meant, or a mistake in the file.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class Source:
     table: Path | None = None
     heading: tuple[str, ...] = ()
     texts: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -97,7 +99,7 @@ class Texts(tables.Stream):
             yield chunk
 
 
-def read_texts(path: Path, names: Sequence[str]) -> Source:
+def read_texts(path: Path, names: Sequence[str], must_differ: bool = True) -> Source:
     """The rows of a CSV file, none of them without a text.
 
     Parameters
@@ -106,125 +108,136 @@ def read_texts(path: Path, names: Sequence[str]) -> Source:
         A CSV file in UTF-8 with a heading.
     names
         Of the columns whose texts are joined.
+    must_differ
+        Whether they are fitted on: nothing is more usual among equal texts.
 
     Raises
     ------
     MedlmError
-        If the file cannot be read, lacks a column, or has a row without text.
+        If the file cannot be read, lacks a column, has a row without text, or all
+        texts are equal and must differ.
     """
     reading = iter(tables.rows(path))
     _, heading = next(reading)
     places = [tables.place_of(path, heading, name, "text") for name in names]
-    missing, count = [], 0
+    source = Source(path, 0, table=path, heading=tuple(heading), texts=tuple(places))
+    missing, count, first, differ = [], 0, "", False
     for line, fields in reading:
         count += 1
-        if not any(fields[place].strip() for place in places):
+        text = source.text_of(fields)
+        first = first or text
+        differ |= text != first
+        if not text:
             missing.append(line)
     if not count:
         raise tables.no_rows(path)
     tables.refuse_missing(path, "text", ",".join(names), missing)
-    return Source(path, count, table=path, heading=tuple(heading), texts=tuple(places))
+    if must_differ and not differ and count > 1:
+        raise MedlmError(
+            f"All {count:,} texts of {path} are equal; expected texts that differ. Is "
+            "--text the right column?"
+        )
+    return dataclasses.replace(source, count=count)
 
 
-def read_columns(path: Path, names: Sequence[str]) -> Source:
-    """The numbers of a CSV file.
+def read_columns(
+    path: Path, names: Sequence[str], excluded: Sequence[str] = ()
+) -> Source:
+    """The numbers of a table.
 
     Parameters
     ----------
-    path
-        A CSV file in UTF-8 with a heading.
-    names
-        Of its columns; none: all in which every value is a number.
+    path, names, excluded
+        As in `columns.read`.
 
     Raises
     ------
     MedlmError
-        If the file cannot be read, lacks a column, has no column of numbers, or a
-        value is missing, not finite or no number.
+        As in `columns.read`.
     """
-    reading = iter(tables.rows(path))
-    _, heading = next(reading)
-    wanted = names or [name for name in heading if name not in NOT_MEASURED]
-    columns = [
-        _Column(path, name, tables.place_of(path, heading, name, "columns"))
-        for name in wanted
-    ]
-    count = 0
-    for line, fields in reading:
-        count += 1
-        for column in columns:
-            column.add(line, fields[column.place])
-    if not count:
-        raise tables.no_rows(path)
-    strange = [column for column in columns if column.stranger and not names]
-    left_out = {column.name: f"no number in line {column.line}" for column in strange}
-    columns = [column for column in columns if column not in strange]
-    if not columns:
-        raise _no_numbers(path, heading)
-    for column in columns:
-        column.refuse_faults()
-    values = np.column_stack([column.values for column in columns])
-    found = tuple(column.name for column in columns)
-    return Source(path, count, values, found, left_out, path, tuple(heading))
-
-
-class _Column:
-    """The numbers of one column, and the first value that is none."""
-
-    def __init__(self, path: Path, name: str, place: int):
-        self.path, self.name, self.place = path, name, place
-        self.values = array.array("d")
-        self.stranger, self.line = "", 0
-        self.gaps = 0
-        self.first_gap: tuple[int, str] | None = None
-
-    def add(self, line: int, text: str) -> None:
-        if self.stranger:
-            return
-        try:
-            value = _number(text)
-        except ValueError:
-            self.stranger, self.line = text.strip(), line
-            return
-        if not math.isfinite(value):
-            self.gaps += 1
-            self.first_gap = self.first_gap or (line, text.strip())
-        self.values.append(value)
-
-    def refuse_faults(self) -> None:
-        if self.stranger:
-            raise MedlmError(
-                f"{self.path}, line {self.line}, column {self.name!r}: "
-                f"{self.stranger[:30]!r} is no number; expected one, with a decimal "
-                "point. Correct it, or name other columns with --columns."
-            )
-        if self.first_gap:
-            line, value = self.first_gap
-            more = f" (the first of {self.gaps:,})" if self.gaps > 1 else ""
-            raise MedlmError(
-                f"{self.path}, line {line}, column {self.name!r}: "
-                f"{repr(value) if value else 'nothing'}{more}; expected a finite "
-                "number in every row. Fill it in, leave the row out, or name other "
-                "columns with --columns."
-            )
-
-
-def _number(text: str) -> float:
-    """A number; NaN for a value that is missing."""
-    text = text.strip()
-    if text.lower() in tables.MISSING:
-        return math.nan
-    if "_" in text:  # which Python takes for a part of a number
-        raise ValueError(text)
-    return float(text)
-
-
-def _no_numbers(path: Path, heading: Sequence[str]) -> MedlmError:
-    return MedlmError(
-        f"{path} has no column of numbers but patient and label; it has "
-        f"{', '.join(map(repr, heading))}. Name columns of text with --text, or of "
-        "numbers with --columns."
+    read = measured.read(path, names, excluded)
+    return Source(
+        path,
+        read.count,
+        read.values,
+        read.names,
+        read.left_out,
+        path,
+        read.heading,
+        warnings=read.warnings,
     )
+
+
+def without_constant(
+    source: Source, usual: Source | None, is_named: bool
+) -> tuple[Source, Source | None]:
+    """The rows and the usual rows, less the columns that have no spread.
+
+    Parameters
+    ----------
+    source, usual
+        With the same columns; None where the source is fitted on itself.
+    is_named
+        Whether the columns were asked for: then such a column is an error.
+
+    Raises
+    ------
+    MedlmError
+        If one was asked for, or none is left.
+    """
+    fitted = usual or source
+    assert fitted.values is not None and source.values is not None
+    same = anomaly.constant_columns(fitted.values)
+    if not len(same):
+        return source, usual
+    names = [source.columns[place] for place in same]
+    if is_named or len(same) == len(source.columns):
+        raise MedlmError(
+            f"{fitted.path}: the same value in every row of {tables.listing(names)}; "
+            "expected columns that differ. Name others with --columns."
+        )
+    left_out, warnings = dict(source.left_out), list(source.warnings)
+    for place, name in zip(same, names, strict=True):
+        left_out[name] = "the same value in every row"
+        value = fitted.values[0, place]
+        others = int((source.values[:, place] != value).sum())
+        if usual:
+            left_out[name] += f" of {usual.path.name}"
+        if others:
+            warnings.append(
+                f"Column {name!r} is left out, for it is {value:g} in every row of "
+                f"{fitted.path.name}; in {source.path.name} {others:,} rows have "
+                "another value, and nothing is made of it."
+            )
+    source = dataclasses.replace(
+        _only(source, same), left_out=left_out, warnings=tuple(warnings)
+    )
+    return source, usual and _only(usual, same)
+
+
+def _only(source: Source, dropped: np.ndarray) -> Source:
+    """The rows without some of their columns."""
+    assert source.values is not None
+    kept = np.setdiff1d(np.arange(len(source.columns)), dropped)
+    names = tuple(source.columns[place] for place in kept)
+    values = np.ascontiguousarray(source.values[:, kept])
+    return dataclasses.replace(source, columns=names, values=values)
+
+
+def shared(source: Source, usual: Source) -> int:
+    """How many rows stand among the usual rows too, equal in all that is compared."""
+    known = set(_row_keys(usual))
+    return sum(key in known for key in _row_keys(source))
+
+
+def _row_keys(source: Source) -> Iterator[int]:
+    """One number a row, the same for equal rows."""
+    if source.values is None:
+        yield from (hash(source.text_of(fields)) for fields in source.fields())
+        return
+    for _, chunk in chunks_of(source.values):
+        for row in chunk.astype(float) + 0.0:  # for -0.0 equals 0.0
+            yield hash(row.tobytes())
 
 
 def read_array(path: Path, table: Path | None, names: Sequence[str]) -> Source:
@@ -284,12 +297,13 @@ def chunks_of(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _refuse_gaps(path: Path, values: np.ndarray) -> None:
+    most = min(measured.LARGEST, float(np.finfo(values.dtype).max))
     for start, chunk in chunks_of(values):
-        bad = np.argwhere(~np.isfinite(chunk))
+        bad = np.argwhere(~(np.abs(chunk) <= most))  # comparing with NaN is False
         if len(bad):
             row, column = bad[0]
             raise MedlmError(
                 f"{path}, row {start + row + 1:,}, column {column + 1:,} (both counted "
-                f"from 1): {chunk[row, column]}; expected finite numbers. Leave the "
-                "row out, or make the array again."
+                f"from 1): {chunk[row, column]}; expected finite numbers up to 1e15 in "
+                "size. Leave the row out, or make the array again."
             )

@@ -1,25 +1,27 @@
-"""Reading CSV files of notes: each fault is one clear error before any work.
+"""Tables of notes: each fault is one clear error before any work.
 
-Knows nothing about models. A small file becomes a `Table`; a file of any size is
-scanned once, so that every fault is found, and then read in chunks.
+Knows nothing about models, nor how the kinds of files differ. A small file becomes a
+`Table`; a file of any size is scanned once, so that every fault is found, and then read
+in chunks.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import dataclasses
 import hashlib
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from medlm_utils.cli.formats import counted_in, rows
 from medlm_utils.runtime import MedlmError
 
-LONGEST_FIELD = 10_000_000  # characters; a quote that is never closed is soon longer
 # How programs write that there is no value; "none" is left out, for it can be a class.
 MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
-
-Row = tuple[int, list[str]]  # the line in the file where it begins, and its fields
+_LOOK = 200  # rows in which a value of the first one may come again
+LONGEST_NAME = 40  # of what is quoted in an error: what is longer may be a note
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,7 @@ def read(path: Path, text: str, label: str, patient: str | None) -> Table:
     Parameters
     ----------
     path
-        A CSV file in UTF-8 with a heading.
+        As `formats.rows` reads it, with a heading.
     text, label, patient
         Names of its columns; None for a file that does not name its patients.
 
@@ -134,8 +136,10 @@ def read(path: Path, text: str, label: str, patient: str | None) -> Table:
     columns = dict(zip(wanted, zip(*kept, strict=True), strict=True))
     for what, values in columns.items():
         is_missing = _is_empty if what == "text" else _is_missing
-        missing = [n for n, v in zip(lines, values, strict=True) if is_missing(v)]
-        refuse_missing(path, what, wanted[what], missing)
+        missing = [n for n, v in enumerate(values) if is_missing(v)]
+        cell = values[missing[0]].strip() if missing else ""
+        places_ = [lines[n] for n in missing]
+        refuse_missing(path, what, wanted[what], places_, cell)
     return Table(
         path,
         sha256(path),
@@ -181,7 +185,7 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
     known = classes(training.label)
     if len(known) < 2:
         raise MedlmError(
-            f"All {len(training):,} labels of {training.path} are {known[0]!r}; "
+            f"All {len(training):,} labels of {training.path} are {listing(known)}; "
             "expected at least two classes. Is --label the right column?"
         )
     for other in others:
@@ -244,7 +248,7 @@ def scan(path: Path, text: str) -> Stream:
     Parameters
     ----------
     path
-        A CSV file in UTF-8 with a heading.
+        As `formats.rows` reads it, with a heading.
     text
         The column that holds the notes.
 
@@ -271,40 +275,6 @@ def scan(path: Path, text: str) -> Stream:
 # Lines and fields ---------------------------------------------------------------------
 
 
-def rows(path: Path) -> Iterator[Row]:
-    """The heading, then all rows; lines without anything are passed over.
-
-    Raises
-    ------
-    MedlmError
-        If the file cannot be read, is empty, is not UTF-8, or is no CSV file.
-    """
-    csv.field_size_limit(LONGEST_FIELD)
-    line, heading = 1, None
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            for fields in reader:
-                if fields:
-                    heading = heading or fields
-                    if len(fields) != len(heading):
-                        raise _uneven(path, line, fields, heading)
-                    yield line, fields
-                line = reader.line_num + 1
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path) from error
-    except csv.Error as error:
-        raise _malformed(path, line, str(error)) from error
-    except OSError as error:
-        raise MedlmError(
-            f"Cannot read {path}: {error.strerror}. Expected a CSV file."
-        ) from error
-    if heading is None:
-        raise MedlmError(
-            f"{path} is empty; expected a CSV file whose first line names the columns."
-        )
-
-
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
@@ -327,27 +297,75 @@ def place_of(path: Path, heading: list[str], name: str, what: str) -> int:
         raise MedlmError(
             f"{path} has {heading.count(name)} columns {name!r}; expected one."
         )
-    for mark, called in {";": "semicolons", "\t": "tabs"}.items():
-        if len(heading) == 1 and mark in heading[0]:
-            raise MedlmError(
-                f"{path} has its columns separated by {called}; expected commas. Save "
-                "it as a comma-separated CSV file."
-            )
-    raise MedlmError(
-        f"{path} has no column {name!r}; it has {', '.join(map(repr, heading))}. Name "
-        f"the right one with --{what}."
-    )
+    raise MedlmError(f"{path} has no column {name!r}; {_found(path, heading, what)}")
 
 
-def refuse_missing(path: Path, what: str, column: str, lines: list[int]) -> None:
-    """One clear error if a column is empty in these lines of a file."""
-    if lines:
-        rows_ = "1 row" if len(lines) == 1 else f"{len(lines):,} rows"
-        where = "in" if len(lines) == 1 else "the first in"
-        raise MedlmError(
-            f"{path}: {rows_} without a {what} (column {column!r}), {where} line "
-            f"{lines[0]}; expected one in every row. Fill it in, or leave the row out."
+def _found(path: Path, heading: list[str], what: str) -> str:
+    """The columns that are there; what may be somebody's note is not shown."""
+    if _may_be_values(path, heading):
+        return (
+            f"its first row, of {len(heading)} fields, does not look like names of "
+            "columns. Is the heading missing? Add a first line that names them."
         )
+    return f"it has {listing(heading, most=8)}. Name the right one with --{what}."
+
+
+def _may_be_values(path: Path, heading: list[str]) -> bool:
+    """Whether a heading is rather a first row: long, numbered, or seen again below."""
+    words = [len(name.split()) for name in heading]
+    if any(count > 4 for count in words) or any(map(_is_value, heading)):
+        return True
+    if max(words) > 1 and re.fullmatch(r"\D{0,3}\d+", heading[0].strip()):
+        return True  # a number of a patient beside a few words
+    again = itertools.islice(rows(path), 1, _LOOK)
+    with contextlib.suppress(MedlmError):
+        return any(
+            name and name == f
+            for _, row in again
+            for name, f in zip(heading, row, strict=True)
+        )
+    return False
+
+
+def _is_value(name: str) -> bool:
+    is_number = name.strip().replace(".", "").isdecimal()
+    return is_number or len(name) > LONGEST_NAME or name.strip().endswith((".", "!"))
+
+
+def refuse_missing(
+    path: Path, what: str, column: str, places: list[int], cell: str = ""
+) -> None:
+    """One clear error if a column has no value in some rows of a file.
+
+    Parameters
+    ----------
+    path, what, column
+        The file, what the column is for, and its name.
+    places
+        As `rows` counts them.
+    cell
+        What stands in the first of them, if anything: a word of `MISSING`.
+
+    Raises
+    ------
+    MedlmError
+        If there are any.
+    """
+    if not places:
+        return
+    rows_ = "1 row" if len(places) == 1 else f"{len(places):,} rows"
+    where = "in" if len(places) == 1 else "the first in"
+    counts = (
+        f": the cell holds {cell!r}, which counts as missing. If {cell!r} is meant, "
+        "write it another way"
+        if cell
+        else ""
+    )
+    raise MedlmError(
+        f"{path}: {rows_} without a {what} (column {column!r}), {where} "
+        f"{counted_in(path)} {places[0]}; expected one in every row{counts}. Fill it "
+        "in, or leave the row out."
+    )
 
 
 def no_rows(path: Path) -> MedlmError:
@@ -357,47 +375,19 @@ def no_rows(path: Path) -> MedlmError:
     )
 
 
-def _uneven(path: Path, line: int, fields: list[str], heading: list[str]) -> MedlmError:
-    return MedlmError(
-        f"{path}, line {line}: {len(fields)} fields; expected {len(heading)}, as in "
-        "the heading. A field with a comma or a line break stands in double quotes."
-    )
+def listing(names: Sequence[str], noun: str = "", most: int = 3) -> str:
+    """The first names, and how many there are in all; with a noun before them.
 
-
-def _malformed(path: Path, line: int, why: str) -> MedlmError:
-    if "end of data" in why or "field larger" in why:
-        why = "a double quote is opened and not closed"
-    return MedlmError(
-        f"{path} is no CSV file that can be read: in the row that begins in line "
-        f"{line}, {why}. A field with a comma, a quote or a line break stands in "
-        "double quotes; a quote within it is written twice."
-    )
-
-
-def _not_utf8(path: Path) -> MedlmError:
-    """Names the first line that cannot be decoded."""
-    advice = "Save it as UTF-8; spreadsheets call it 'CSV UTF-8'."
-    with path.open("rb") as file:
-        if file.read(2) in (b"\xff\xfe", b"\xfe\xff"):
-            return MedlmError(f"{path} is in UTF-16; expected UTF-8. {advice}")
-        file.seek(0)
-        line = next(n for n, bad in enumerate(map(_is_bad, file), start=1) if bad)
-    return MedlmError(
-        f"{path} is not in UTF-8: line {line} cannot be decoded. {advice}"
-    )
-
-
-def _is_bad(line: bytes) -> bool:
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return True
-    return False
-
-
-def listing(names: Sequence[str], noun: str = "") -> str:
-    """The first three names, and how many there are in all; with a noun before them."""
-    shown = ", ".join(map(repr, names[:3]))
-    if len(names) > 3:
+    A long one may be a note, if somebody named the wrong column: only its length is
+    told.
+    """
+    shown = ", ".join(map(_quoted, names[:most]))
+    if len(names) > most:
         shown += f", ... ({len(names):,} in all)"
     return f"the {noun}{'s' * (len(names) > 1)} {shown}" if noun else shown
+
+
+def _quoted(name: str) -> str:
+    if len(name) > LONGEST_NAME:
+        return f"(a text of {len(name):,} characters)"
+    return repr(name)
