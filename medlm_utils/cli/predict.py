@@ -75,8 +75,7 @@ def run_predict(chosen: argparse.Namespace) -> int:
             if writer:
                 writer.writerow([*notes.heading, *added])
             for chunk, logits in computed(chosen, team, notes, model, compute):
-                shares = results.probabilities(logits, model.temperature)
-                answers = [results.answer(model.labels, p) for p in shares]
+                answers = results.answers(model, logits)
                 if writer:
                     writer.writerows(map(operator.add, chunk, answers))
     return _done(team, chosen, notes)
