@@ -299,6 +299,8 @@ class Classifier(nn.Module):
         _check_pooling(pooling, encoder)
         check_longest(self.longest, self.positions)
         self.tokenizer, self.pooling, self.temperature = tokenizer, pooling, 1.0
+        # Of a model that names several labels a text: all that reach their threshold.
+        self.thresholds: tuple[float, ...] | None = None
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(config.hidden_size, len(self.labels))
@@ -484,6 +486,8 @@ class Classifier(nn.Module):
         config = copy.deepcopy(self.encoder.config)
         config.id2label = dict(enumerate(self.labels))
         config.label2id = {label: number for number, label in enumerate(self.labels)}
+        if self.thresholds is not None:
+            config.problem_type = "multi_label_classification"
         config.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -501,6 +505,8 @@ class Classifier(nn.Module):
             "dropout": self.dropout.p,
             "tokenizer": self.tokenizer is not None,
         }
+        if self.thresholds is not None:
+            about["thresholds"] = list(self.thresholds)
         write_json(folder / "medlm.json", about)
 
 
@@ -605,6 +611,8 @@ def load_classifier(folder: str | Path) -> Classifier:
         model = Classifier.from_config(config, about["labels"], tokenizer, **settings)
     _load_published(model, weights, folder)
     model.temperature = about["temperature"]
+    if "thresholds" in about:
+        model.thresholds = tuple(about["thresholds"])
     return model.eval()
 
 
@@ -867,13 +875,14 @@ class LabelledBatches(text.DocumentBatches):
     rows
         As `encode` makes them.
     labels
-        (rows,) numbers of classes.
+        (rows,) numbers of classes; or (rows, classes), 1 for each label of a row that
+        has several, and 0.
     size
         Rows in a batch; the last of an epoch may have fewer.
     seed
         Of the order. The batch of a step depends on `seed` and the step alone. It is a
         tuple: ``input_ids`` and ``attention_mask``, (batch, tokens), and labels
-        (batch,).
+        (batch,) or (batch, classes).
 
     Raises
     ------
@@ -892,7 +901,7 @@ class LabelledBatches(text.DocumentBatches):
         seed: int = 0,
     ):
         super().__init__(rows, size, seed)
-        self.labels = _checked_numbers(labels, len(self.rows))
+        self.labels = _checked_targets(labels, len(self.rows))
 
     def _batch_of(self, chosen: np.ndarray) -> Any:
         rows = [self.rows[row] for row in chosen]
@@ -915,13 +924,34 @@ def _checked_numbers(
     return numbers.long()
 
 
+def _checked_targets(
+    labels: Sequence[int] | np.ndarray | Tensor, rows: int, classes: int | None = None
+) -> Tensor:
+    """One number a row, or for each row and class 0 or 1."""
+    known = torch.as_tensor(np.asarray(labels))
+    if known.ndim != 2:
+        return _checked_numbers(labels, rows, classes)
+    fits = len(known) == rows and (classes is None or known.shape[1] == classes)
+    if not fits or not ((known == 0) | (known == 1)).all():
+        raise MedlmError(
+            f"Labels of shape {tuple(known.shape)} for {rows} rows; expected 0 or 1 "
+            f"for each row and each of {classes or 'the'} classes."
+        )
+    return known.long()
+
+
 # Answers ------------------------------------------------------------------------------
 
 
 def classification_loss(
-    model: nn.Module, batch: tuple[Tensor, Tensor, Tensor], smoothing: float = 0.0
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor],
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, int]:
     """Cross-entropy of the labels, summed over a batch: for `training.fit`.
+
+    Where a text has several labels, it is that of each label's yes or no.
 
     Parameters
     ----------
@@ -931,19 +961,30 @@ def classification_loss(
         As `LabelledBatches` makes it.
     smoothing
         The share of a label that is spread over all classes.
+    weights
+        (classes,): what a text of each class counts; of several labels, a "yes".
 
     Returns
     -------
     tuple
-        Nats, a scalar with gradient, and the number of labels.
+        Nats, a scalar with gradient, and the number of labels, or of yes and no.
 
     Source: chapter 3.
     """
     device = training.device_of(model)
     input_ids, mask, labels = (part.to(device) for part in batch)
     logits = model(input_ids, mask).float()
-    nats = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-    return nats, len(labels)
+    weights = None if weights is None else weights.to(device)
+    if labels.ndim == 2:
+        wanted = labels * (1 - smoothing) + smoothing / 2
+        nats = F.binary_cross_entropy_with_logits(
+            logits, wanted, pos_weight=weights, reduction="sum"
+        )
+    else:
+        nats = F.cross_entropy(
+            *(logits, labels, weights), reduction="sum", label_smoothing=smoothing
+        )
+    return nats, labels.numel()
 
 
 def predict_logits(
@@ -1254,9 +1295,11 @@ class Tuned:
     history
         Of every step.
     loss
-        Mean cross-entropy in nats a text, (looks,).
+        Mean cross-entropy in nats a text, (looks,); where texts have several labels,
+        in nats a label. Weighted, if the training was.
     accuracy, weighted_f1
-        Of the most probable label, (looks,).
+        Of the most probable label, (looks,); of several, of all that are more probable
+        than not.
     steps
         That were done before each look, (looks,).
 
@@ -1283,6 +1326,7 @@ def finetune(
     val_labels: Sequence[int] | np.ndarray | Tensor,
     settings: FineTuning | None = None,
     *,
+    weights: Sequence[float] | np.ndarray | None = None,
     checkpoint: Path | None = None,
     checkpoint_every: int = 200,
     resume: bool = False,
@@ -1301,9 +1345,12 @@ def finetune(
     train_rows, val_rows
         As `encode` makes them.
     train_labels, val_labels
-        (rows,) numbers of classes.
+        (rows,) numbers of classes; or (rows, classes) of 0 and 1, where a text may have
+        several labels, or none.
     settings
         By default ``FineTuning()``.
+    weights
+        (classes,), as in `classification_loss`. The validation loss is weighted too.
     checkpoint, checkpoint_every, resume, progress, accelerator
         As in `training.fit`. A checkpoint of other texts or settings is refused.
 
@@ -1316,8 +1363,9 @@ def finetune(
     """
     settings = settings or FineTuning()
     classes = len(model.labels)
-    truth = _checked_numbers(val_labels, len(val_rows), classes)
-    known = _checked_numbers(train_labels, len(train_rows), classes)
+    truth = _checked_targets(val_labels, len(val_rows), classes)
+    known = _checked_targets(train_labels, len(train_rows), classes)
+    factors = None if weights is None else _checked_weights(weights, classes)
     batches = LabelledBatches(train_rows, known, settings.batch, settings.seed)
     steps = settings.epochs * len(batches)
     model.freeze(settings.frozen_blocks, settings.frozen_words)
@@ -1328,12 +1376,12 @@ def finetune(
         logits = predict_logits(
             model, val_rows, precision=settings.precision, accelerator=accelerator
         )
-        return _measures(logits, truth.numpy())
+        return _measures(logits, truth.numpy(), factors)
 
     history = training.fit(
         model,
         batches.at,
-        **loop_settings(settings, steps),
+        **loop_settings(settings, steps, factors),
         evaluation=validate,
         evaluate_every=-(-len(batches) // settings.looks),
         keep_best=True,
@@ -1343,6 +1391,7 @@ def finetune(
         identity={
             **dataclasses.asdict(settings),
             "texts": _digest(batches.rows, known, val_rows, truth),
+            **({} if factors is None else {"weights": factors.tolist()}),
         },
         progress=progress,
         accelerator=accelerator,
@@ -1355,7 +1404,9 @@ def finetune(
     return Tuned(history, loss, right, f1, steps_done)
 
 
-def loop_settings(settings: FineTuning, steps: int) -> dict[str, Any]:
+def loop_settings(
+    settings: FineTuning, steps: int, weights: Tensor | None = None
+) -> dict[str, Any]:
     """What `training.fit` is told, by name, to do what the settings say.
 
     Parameters
@@ -1364,6 +1415,8 @@ def loop_settings(settings: FineTuning, steps: int) -> dict[str, Any]:
         Of the fine-tuning.
     steps
         Of the whole run, over which the rates rise and fall.
+    weights
+        As in `classification_loss`.
 
     Source: Devlin et al. 2019; chapter 3.
     """
@@ -1377,17 +1430,50 @@ def loop_settings(settings: FineTuning, steps: int) -> dict[str, Any]:
         "weight_decay": settings.weight_decay,
         "betas": _BETAS,
         "precision": settings.precision,
-        "loss": functools.partial(classification_loss, smoothing=settings.smoothing),
+        "loss": functools.partial(
+            classification_loss, smoothing=settings.smoothing, weights=weights
+        ),
     }
 
 
-def _measures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _checked_weights(weights: Sequence[float] | np.ndarray, classes: int) -> Tensor:
+    factors = torch.as_tensor(np.asarray(weights, np.float32))
+    if factors.shape != (classes,) or not (factors > 0).all():
+        raise MedlmError(
+            f"Weights of shape {tuple(factors.shape)}, the smallest "
+            f"{factors.min():g}; expected one above 0 for each of {classes} classes."
+        )
+    return factors
+
+
+def _measures(
+    logits: np.ndarray, labels: np.ndarray, weights: Tensor | None = None
+) -> dict[str, float]:
     """Loss, accuracy and weighted F1 of logits."""
+    each = np.ones(logits.shape[1]) if weights is None else weights.numpy()
+    if labels.ndim == 2:
+        return _measures_of_several(logits, labels, each)
     chosen = logits.argmax(axis=1)
+    nats = metrics.surprisal(labels, metrics.softmax(logits))
     return {
-        "loss": metrics.log_loss(labels, metrics.softmax(logits)),
+        "loss": float(np.mean(nats * each[labels])),
         "accuracy": metrics.accuracy(labels, chosen),
         "weighted_f1": metrics.f1(labels, chosen, logits.shape[1], "weighted"),
+    }
+
+
+def _measures_of_several(
+    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> dict[str, float]:
+    """The same where a text has several labels: all more probable than not."""
+    yes, no = np.logaddexp(0, -logits), np.logaddexp(0, logits)  # nats of each answer
+    chosen = (logits > 0).astype(int)
+    f1 = [metrics.f1(*of, 2, None)[1] for of in zip(labels.T, chosen.T, strict=True)]
+    count = labels.sum(axis=0)
+    return {
+        "loss": float(np.mean(labels * weights * yes + (1 - labels) * no)),
+        "accuracy": float(np.mean(chosen == labels)),
+        "weighted_f1": float(np.nansum(f1 * count) / max(count.sum(), 1)),
     }
 
 

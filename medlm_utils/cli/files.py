@@ -19,6 +19,7 @@ RUN = "run.json"  # what a run depends on; written first
 REPORT = "report.json"  # written last: a folder that holds it holds a finished run
 PAGE = "report.html"
 MODEL = "model"
+SPLIT = "split.csv"
 CHECKPOINT = "checkpoint.safetensors"
 _LOCK = ".lock"
 

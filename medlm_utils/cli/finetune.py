@@ -1,4 +1,4 @@
-"""The command `medlm finetune`: from CSV files to a classifier and a report."""
+"""The command `medlm finetune`: from tables of notes to a classifier and a report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medlm_utils import runtime
-from medlm_utils.cli import files, report, results
+from medlm_utils.cli import files, many_labels, report, results
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.reading import Reading
 from medlm_utils.cli.run import Run
@@ -32,15 +32,25 @@ def add_commands(groups: Groups) -> None:
     text = "fine-tune a pretrained encoder to name the label of a note, and report"
     command = groups.add_parser("finetune", help=text, description=text)
     add = command.add_argument
-    add("--train", metavar="CSV", type=Path, required=True, help="notes to learn from")
-    add("--val", metavar="CSV", type=Path, required=True, help="notes to choose by")
-    add("--test", metavar="CSV", type=Path, help="notes for one look at the end")
+    text = "all notes in one file, split by patient: 60, 20 and 20%%"
+    add("--data", metavar="TABLE", type=Path, help=text)
+    text = "with --data: split.csv of another run; default: drawn by --seed"
+    add("--split", metavar="CSV", type=Path, help=text)
+    add("--train", metavar="TABLE", type=Path, help="notes to learn from")
+    add("--val", metavar="TABLE", type=Path, help="notes to choose by")
+    add("--test", metavar="TABLE", type=Path, help="notes for one look at the end")
     add("--out", metavar="FOLDER", type=Path, required=True, help="made if missing")
     shown = "default: %(default)s"
     text = f"of the notes; {shown}"
     add("--text", metavar="COLUMN", default="text", help=text)
     text = f"of what is to be named; {shown}"
     add("--label", metavar="COLUMN", default="label", help=text)
+    text = "a note may have several labels, with this between them, such as '|'"
+    add("--multi-label", metavar="SEPARATOR", help=text)
+    text = (
+        "rare classes count as much as frequent ones; probabilities are then too high"
+    )
+    add("--class-weights", action="store_true", help=text)
     text = "of whose note it is; default: patient, where there is one"
     add("--patient", metavar="COLUMN", help=text)
     text = f"minilm, bert-base-uncased, or a folder with an encoder; {shown}"
@@ -136,6 +146,7 @@ def _finetune(run: Run, team: Team, rows: dict[str, list[Any]]) -> bert.Tuned:
             rows["validation"],
             run.numbers("validation"),
             run.settings,
+            weights=run.weights,
             checkpoint=run.chosen.out / files.CHECKPOINT,
             checkpoint_every=run.chosen.checkpoint_every,
             resume=run.chosen.resume,
@@ -159,13 +170,13 @@ def _write(
 ) -> None:
     """Model, predictions, page and, last, the report that says: finished."""
     out, model = run.chosen.out, run.model
-    model.temperature, remark = results.temperature(
-        logits["validation"], run.numbers("validation")
-    )
+    remark = _calibrate(run, logits["validation"])
     model.save(out / files.MODEL)
+    if run.split is not None:
+        run.split.write(out / files.SPLIT)
     for name, of_part in logits.items():
-        p = results.probabilities(of_part, model.temperature)
-        _write_predictions(out / f"predictions_{name}.csv", run, name, p)
+        answers = results.answers(model, results.shares(model, of_part))
+        _write_predictions(out / f"predictions_{name}.csv", run, name, answers)
     team.say("Comparing with counting words")
     machine = {"device": team.profile.device, "processes": team.size}
     content = results.content(run, tuned, logits, remark, cut, machine)
@@ -178,8 +189,20 @@ def _write(
     print(f"Report: {out / files.PAGE}\nModel: {out / files.MODEL}")
 
 
+def _calibrate(run: Run, logits: np.ndarray) -> str:
+    """Give the model its temperature, and thresholds if it needs them; a remark."""
+    model, label = run.model, run.numbers("validation")
+    if not run.has_several_labels:
+        model.temperature, remark = results.temperature(logits, label)
+        return remark
+    model.temperature, remark = many_labels.temperature(logits, label)
+    p = many_labels.probabilities(logits, model.temperature)
+    model.thresholds = many_labels.thresholds(label, p)
+    return remark
+
+
 def _write_predictions(
-    path: Path, run: Run, part: str, probabilities: np.ndarray
+    path: Path, run: Run, part: str, answers: list[list[str]]
 ) -> None:
     """Patient, label, prediction and probabilities, in the order of the file."""
     table, labels = run.parts[part], run.model.labels
@@ -188,5 +211,5 @@ def _write_predictions(
         writer = csv.writer(file, lineterminator="\n")
         names = ["patient"] * len(patients)
         writer.writerow([*names, "label", *results.heading(labels)])
-        for *known, p in zip(*patients, table.label, probabilities, strict=True):
-            writer.writerow([*known, *results.answer(labels, p)])
+        for *known, answer in zip(*patients, table.label, answers, strict=True):
+            writer.writerow([*known, *answer])

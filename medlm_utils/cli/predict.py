@@ -75,15 +75,14 @@ def run_predict(chosen: argparse.Namespace) -> int:
         )
 
         def shares_of(*arguments: Any, **settings: Any) -> np.ndarray:
-            logits = logits_of(*arguments, **settings)
-            return results.probabilities(logits, model.temperature)
+            return results.shares(model, logits_of(*arguments, **settings))
 
         with _output(team, chosen.output, "w") as file:
             writer = csv.writer(file, lineterminator="\n") if file else None
             if writer:
                 writer.writerow([*notes.heading, *added])
             for chunk, shares in computed(chosen, team, notes, model, read, shares_of):
-                answers = [results.answer(model.labels, p) for p in shares]
+                answers = results.answers(model, shares)
                 if writer:
                     writer.writerows(map(operator.add, chunk, answers))
             read.refuse_alike()

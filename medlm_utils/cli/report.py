@@ -35,6 +35,20 @@ _METRICS = {
     "macro_f1": "F1, classes alike",
     "log_loss": "Log-loss, nats a note",
 }
+_METRICS_OF_SEVERAL = {
+    "macro_average_precision": "Average precision, mean of the labels",
+    "word_counts_macro_average_precision": "The same, of counting words",
+    "gain_over_word_counts": "Gain in it over counting words",
+    "macro_prevalence": "The same, of guessing: the mean prevalence",
+    "macro_auroc": "AUROC, mean of the labels",
+    "word_counts_macro_auroc": "The same, of counting words",
+    "macro_f1": "F1, mean of the labels",
+    "word_counts_macro_f1": "The same, of counting words",
+    "micro_f1": "F1, all answers together",
+    "word_counts_micro_f1": "The same, of counting words",
+    "all_labels_right": "Share of notes with every label right",
+    "log_loss": "Log-loss, nats a label",
+}
 
 
 def page(content: Content) -> str:
@@ -60,6 +74,9 @@ def page(content: Content) -> str:
         "Model card": _card,
         "How it was run": _run,
     }
+    if _has_several_labels(content):
+        del makers["What is taken for what"]
+        makers["Each class"] = _labels
     title = f"A classifier of notes, fine-tuned from {content['model']['base']}"
     lead = f"{_summary(content)}\n{pages.caution(CAUTION)}\n{_warnings(content)}"
     return pages.whole(title, lead + pages.sections(content, makers))
@@ -68,6 +85,15 @@ def page(content: Content) -> str:
 def in_words(content: Content, part: str) -> str:
     """The accuracy on a part of the data, beside what it must beat."""
     found = content["metrics"]
+    if _has_several_labels(content):
+        reached = _estimate(found[f"{part}_macro_average_precision"])
+        reached = reached.replace("\u00a0", " ")
+        counting = found[f"{part}_word_counts_macro_average_precision"]["value"]
+        nothing = found[f"{part}_macro_prevalence"]["value"]
+        return (
+            f"average precision, mean of the labels, {reached}; counting words "
+            f"{counting:.3f}, guessing {nothing:.3f}"
+        )
     counting = found[f"{part}_word_counts_accuracy"]["value"]
     nothing = found[f"{part}_majority_accuracy"]["value"]
     accuracy = _estimate(found[f"{part}_accuracy"]).replace("\u00a0", " ")
@@ -102,16 +128,18 @@ def _warnings(content: Content) -> str:
 def _metrics(content: Content) -> str:
     parts = list(content["parts"])
     rows = []
-    for name, words in _METRICS.items():
+    several = _has_several_labels(content)
+    for name, words in (_METRICS_OF_SEVERAL if several else _METRICS).items():
         found = [content["metrics"][f"{part}_{name}"] for part in parts]
         rows.append([words, *map(_estimate, found)])
     for when, words in {"before": "as learned", "after": "calibrated"}.items():
         errors = [content["parts"][part][when]["error"] for part in parts]
         rows.append([f"Calibration error, {words}", *(f"{e:.3f}" for e in errors)])
+    drawn = f"were drawn again, {content['draws']:,} times."
     caption = (
-        "In brackets: 95% intervals; whole patients were drawn again, 1,000 times."
+        f"In brackets: 95% intervals; whole patients {drawn}"
         if content["interval_unit"] == "patient"
-        else "In brackets: 95% intervals; notes were drawn again, 1,000 times. The "
+        else f"In brackets: 95% intervals; notes {drawn} The "
         "files name no patients; several notes of one make the intervals too narrow."
     )
     once = " The test notes were used once, at the end." if "test" in parts else ""
@@ -119,9 +147,20 @@ def _metrics(content: Content) -> str:
         "<p>Counting words: a logistic regression on how often one, two and three "
         "words in a row occur (TF-IDF). A model that does no better is not worth its "
         "cost. The epoch and the temperature were chosen on the validation notes, so "
-        f"numbers on them are somewhat too good.{once}</p>"
+        f"numbers on them are somewhat too good.{once}{_how_named(content)}</p>"
     )
     return pages.table(["", *parts], rows, caption, "Metrics") + text
+
+
+def _how_named(content: Content) -> str:
+    """What turns probabilities into labels, where that is not the largest one."""
+    if not _has_several_labels(content):
+        return ""
+    return (
+        " A note has a label if its probability reaches the label's threshold, which "
+        "has the best F1 on the validation notes; so it is for counting words. Means "
+        "are over the labels that occur; AUROC and average precision need no threshold."
+    )
 
 
 def _curves(content: Content) -> str:
@@ -135,7 +174,7 @@ def _curves(content: Content) -> str:
     def draw_losses(ax: Any) -> None:
         ax.plot(at, loss, label="training")
         ax.plot(ends, losses, "s--", label="validation")
-        pages.finish(ax, "epochs", "loss, nats a note", best)
+        pages.finish(ax, "epochs", f"loss, {unit}", best)
 
     def draw_shares(ax: Any) -> None:
         lines: list[tuple[str, str, str]] = [
@@ -146,13 +185,14 @@ def _curves(content: Content) -> str:
             ax.plot(ends, [epoch[name] for epoch in epochs], style, label=label)
         pages.finish(ax, "epochs", "share, validation", best)
 
+    unit = _loss_unit(content)
     in_words = ", ".join(f"{value:.3f}" for value in losses)
     shares = ", ".join(f"{epoch['accuracy']:.3f}" for epoch in epochs)
-    return pages.figures(
+    return f"<p>{pages.text(history['remark'])}</p>" + pages.figures(
         pages.figure(
             "loss",
             draw_losses,
-            f"Training loss goes from {loss[0]:.2f} to {loss[-1]:.2f} nats a note. "
+            f"Training loss goes from {loss[0]:.2f} to {loss[-1]:.2f} {unit}. "
             f"Validation loss after each epoch: {in_words}.",
             f"Loss. The model is that of epoch {best}, where validation was best.",
         ),
@@ -160,9 +200,21 @@ def _curves(content: Content) -> str:
             "shares",
             draw_shares,
             f"Validation accuracy after each epoch: {shares}.",
-            "Accuracy and weighted F1 on the validation notes.",
+            "Share of right answers, and F1 weighted by frequency, on the validation "
+            f"notes: {_answered(content)}.",
         ),
     )
+
+
+def _loss_unit(content: Content) -> str:
+    unit = "nats a label" if _has_several_labels(content) else "nats a note"
+    return unit + (", weighted by class" if _is_weighted(content) else "")
+
+
+def _answered(content: Content) -> str:
+    if _has_several_labels(content):
+        return "a label is named where its probability is above 0.5"
+    return "the most probable class is named"
 
 
 def _confusion(content: Content) -> str:
@@ -195,6 +247,7 @@ def _shaded(count: int, total: int) -> str:
 def _calibration(content: Content) -> str:
     part = _last_part(content)
     found = content["parts"][part]
+    of = "a label" if _has_several_labels(content) else "the named class"
 
     def draw(ax: Any) -> None:
         ax.plot([0, 1], [0, 1], color=pages.LINE, label="promise kept")
@@ -204,14 +257,14 @@ def _calibration(content: Content) -> str:
         ):
             ax.plot(*_points(found[when]), style, label=label)
         ax.set(xlim=(0, 1.02), ylim=(0, 1.02), aspect="equal")
-        pages.finish(ax, "probability of the named class", "share that was right")
+        pages.finish(ax, f"probability of {of}", "share that was right")
 
     temperature = content["model"]["temperature"]
     remark = content["model"]["temperature_remark"]
     before, after = (found[when]["error"] for when in ("before", "after"))
     return (
         f"<p>Logits are divided by {temperature:.3f}, the temperature that fits the "
-        f"validation notes best. {pages.text(remark)}</p>"
+        f"validation notes best. {pages.text(remark)}{_too_high(content)}</p>"
         + pages.figures(
             pages.figure(
                 "calibration",
@@ -223,6 +276,23 @@ def _calibration(content: Content) -> str:
             ),
             _bins_table(found["after"]),
         )
+    )
+
+
+def _too_high(content: Content) -> str:
+    """What class weights do to probabilities."""
+    if not _is_weighted(content):
+        return ""
+    if _has_several_labels(content):
+        return (
+            " <strong>The labels were weighted</strong>: each probability is what it "
+            "would be if half of all notes had the label; for a rare one it is far too "
+            "high, and the temperature cannot mend that."
+        )
+    return (
+        " <strong>The classes were weighted</strong>: each probability is what it "
+        "would be if all classes were equally frequent; for a rare one it is too high, "
+        "and the temperature cannot mend that."
     )
 
 
@@ -260,6 +330,40 @@ def _classes(content: Content) -> str:
     return pages.table(heads, rows, caption, "Each class")
 
 
+def _labels(content: Content) -> str:
+    """The table of each label, where a note may have several."""
+    part, names = _last_part(content), _names(content)
+    found = content["parts"][part]["labels"]
+    training = content["data"]["training"]
+    shown, remark = _shown_classes(content)
+    rows = [
+        [
+            names[n],
+            f"{training['frequencies'][names[n]]:,}",
+            f"{found[n]['notes']:,} ({found[n]['prevalence']:.3f})",
+            *(
+                _estimate(found[n][name]) if found[n][name] else "–"
+                for name in (
+                    *("auroc", "average_precision"),
+                    *("word_counts_average_precision", "f1"),
+                )
+            ),
+            f"{content['model']['thresholds'][n]:.3f}",
+        ]
+        for n in shown
+    ]
+    heads = [
+        *("label", "training notes", f"{part} notes (share)", "AUROC"),
+        *("average precision", "of counting words", "F1", "threshold"),
+    ]
+    caption = (
+        f"{part.capitalize()} notes. A dash has no value: nothing to count. Guessing "
+        "has an AUROC of 0.5 and an average precision of the share. F1: at the "
+        f"threshold, which was chosen on the validation notes.{remark}"
+    )
+    return pages.table(heads, rows, caption, "Each label")
+
+
 def _data(content: Content) -> str:
     rows = []
     for part, data in content["data"].items():
@@ -280,7 +384,20 @@ def _data(content: Content) -> str:
         else "<p>The files name no patients: whether one has notes in two parts could "
         "not be checked. If so, the numbers above are too good.</p>"
     )
-    return pages.table(heads, rows, caption, "Data") + text
+    return pages.table(heads, rows, caption, "Data") + text + _split(content)
+
+
+def _split(content: Content) -> str:
+    """How one file became three parts."""
+    split = content["split"]
+    if split is None:
+        return ""
+    return (
+        f"<p>One file, {pages.text(split['file'])}, was split by {split['by']}: 60, 20 "
+        "and 20%, and the same of each label as far as it goes "
+        f"({pages.text(split['how'])}). split.csv says which note is in which part; "
+        "<code>--split split.csv</code> takes the same parts again.</p>"
+    )
 
 
 def _card(content: Content) -> str:
@@ -289,7 +406,11 @@ def _card(content: Content) -> str:
     if len(_names(content)) > MOST_CLASSES:
         names += f", ... ({len(_names(content)):,} in all)"
     facts = {
-        "What it does": "names one class for each note, with probabilities",
+        "What it does": (
+            "names all labels of a note that reach their threshold, with probabilities"
+            if _has_several_labels(content)
+            else "names one class for each note, with probabilities"
+        ),
         "Classes": names,
         "Starts from": f"{model['base']} (SHA-256 {model['base_sha256'][:12]})",
         "Parameters": f"{model['parameters']:,}, of which {model['trained']:,} learned",
@@ -328,6 +449,14 @@ def _run(content: Content) -> str:
 
 def _names(content: Content) -> list[str]:
     return content["model"]["classes"]
+
+
+def _has_several_labels(content: Content) -> bool:
+    return content["model"]["thresholds"] is not None
+
+
+def _is_weighted(content: Content) -> bool:
+    return "class_weights" in content["settings"]
 
 
 def _last_part(content: Content) -> str:

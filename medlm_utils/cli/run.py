@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medlm_utils import data, runtime
-from medlm_utils.cli import tables
+from medlm_utils.cli import splits, tables
 from medlm_utils.runtime import MedlmError
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ class Run:
         The options of the command.
     parts
         ``"training"``, ``"validation"`` and perhaps ``"test"`` to their notes.
+    split
+        How they came out of one file, if they did.
     warnings
         What makes its results look better than they are.
     model, settings
@@ -45,6 +47,7 @@ class Run:
 
     chosen: argparse.Namespace
     parts: dict[str, tables.Table]
+    split: splits.Split | None
     warnings: list[str]
     model: bert.Classifier
     settings: bert.FineTuning
@@ -67,10 +70,10 @@ class Run:
             raise MedlmError(
                 f"--checkpoint-every is {chosen.checkpoint_every}; expected at least 1."
             )
-        parts = read_parts(chosen)
-        warnings = tables.check_parts(parts)
+        parts, split = read_parts(chosen)
+        warnings = tables.check_parts(parts) + tables.few_patients(parts)
         runtime.seed_everything(chosen.seed)  # the head's first weights are drawn
-        labels = tables.classes(parts["training"].label)
+        labels = parts["training"].classes
         model = bert.Classifier.pretrained(labels, chosen.model, longest=chosen.tokens)
         settings = bert.FineTuning(
             epochs=chosen.epochs,
@@ -82,7 +85,7 @@ class Run:
             precision=precision,
         )
         sha256 = weights_sha256(chosen.model)
-        return cls(chosen, parts, warnings, model, settings, sha256, started)
+        return cls(chosen, parts, split, warnings, model, settings, sha256, started)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -96,24 +99,53 @@ class Run:
             "patient column": (self.chosen.patient or PATIENT) if named else None,
             "model": self.base_sha256[:12],
             **dataclasses.asdict(self.settings),
+            **self._unusual,
         }
+
+    @property
+    def _unusual(self) -> dict[str, Any]:
+        """What a run depends on that most runs do without."""
+        found: dict[str, Any] = {}
+        if self.split is not None:
+            found["split"] = self.split.digest
+        if self.has_several_labels:
+            found["multi-label"] = self.chosen.multi_label
+        if self.weights is not None:
+            found["class weights"] = "balanced"
+        return found
+
+    @property
+    def has_several_labels(self) -> bool:
+        """Whether a note may have several labels."""
+        return self.chosen.multi_label is not None
+
+    @property
+    def weights(self) -> np.ndarray | None:
+        """(classes,), as `bert.finetune` takes them: the rarer, the more."""
+        if not self.chosen.class_weights:
+            return None
+        label, classes = self.numbers("training"), len(self.model.labels)
+        if label.ndim == 1:
+            return len(label) / (classes * np.bincount(label, minlength=classes))
+        yes = label.sum(axis=0)
+        return np.where(yes < len(label), (len(label) - yes) / yes, 1.0)
 
     @property
     def trained(self) -> int:
         """How many weights are learned: all but the table of words."""
         words = self.model.encoder.get_input_embeddings().weight.numel()
-        return self.weights - words * self.settings.frozen_words
+        return self.parameters - words * self.settings.frozen_words
 
     @property
-    def weights(self) -> int:
+    def parameters(self) -> int:
         """How many weights the model has."""
         return sum(weight.numel() for weight in self.model.parameters())
 
     @property
     def needed_bytes(self) -> int:
         """Of the model and two checkpoints, since one is written beside the other."""
-        checkpoint = self.weights + 3 * self.trained  # two moments, the best weights
-        return 4 * (2 * checkpoint + self.weights) + _SPARE_BYTES
+        checkpoint = self.parameters + 3 * self.trained  # two moments, the best weights
+        return 4 * (2 * checkpoint + self.parameters) + _SPARE_BYTES
 
     @property
     def command(self) -> str:
@@ -121,33 +153,76 @@ class Run:
         words = ["medlm", "finetune"]
         left_out = {"run", "resume", "checkpoint_every"}
         for name, value in vars(self.chosen).items():
-            if name not in left_out and value is not None:
+            if name not in left_out and value is not None and value is not False:
                 is_path = isinstance(value, Path) or name == "model"
-                words += [f"--{name}", Path(value).name if is_path else str(value)]
+                words.append(f"--{name.replace('_', '-')}")
+                if value is not True:
+                    words.append(Path(value).name if is_path else str(value))
         return shlex.join(words)
 
     def numbers(self, part: str) -> np.ndarray:
-        """(notes,) class numbers of a part."""
-        return self.model.numbers(self.parts[part].label).numpy()
+        """(notes,) class numbers of a part; (notes, classes) 0 or 1 of several."""
+        table = self.parts[part]
+        if not self.has_several_labels:
+            return self.model.numbers(table.label).numpy()
+        found = np.zeros((len(table), len(self.model.labels)), int)
+        for row, labels in enumerate(table.labels):
+            found[row, self.model.numbers(labels).numpy()] = 1
+        return found
 
 
-def read_parts(chosen: argparse.Namespace) -> dict[str, tables.Table]:
-    """The notes of the files that the options name.
+def read_parts(
+    chosen: argparse.Namespace,
+) -> tuple[dict[str, tables.Table], splits.Split | None]:
+    """The notes of the files that the options name, and how one file was split.
 
     Raises
     ------
     MedlmError
-        As in `tables.read`.
+        As in `tables.read`, `splits.draw` and `splits.read`; also if the options name
+        neither one file nor a file for each part.
     """
-    patient = chosen.patient
-    if patient is None and tables.has_column(chosen.train, PATIENT):
-        patient = PATIENT
     paths = {"training": chosen.train, "validation": chosen.val, "test": chosen.test}
-    return {
-        name: tables.read(path, chosen.text, chosen.label, patient)
+    given = {name: path for name, path in paths.items() if path is not None}
+    if chosen.data is None and "training" in given and "validation" in given:
+        if chosen.split is not None:
+            raise MedlmError("--split is for --data, which names one file to split.")
+        return _read_all(chosen, given), None
+    if chosen.data is None or given:
+        raise MedlmError(
+            "Expected --train and --val, and --test if there is one; or --data alone, "
+            "one file that is split by patient."
+        )
+    table = _read_all(chosen, {"all": chosen.data})["all"]
+    if chosen.split is None:
+        split = splits.draw(table, chosen.seed)
+    else:
+        split = splits.read(chosen.split, table)
+    return split.parts, split
+
+
+def _read_all(
+    chosen: argparse.Namespace, paths: dict[str, Path]
+) -> dict[str, tables.Table]:
+    patient, separator = chosen.patient, chosen.multi_label
+    if separator is not None and not separator.strip():
+        raise MedlmError(
+            "--multi-label is empty; expected what separates labels, such as '|'."
+        )
+    first, *_ = paths.values()
+    if patient is None and tables.has_column(first, PATIENT):
+        patient = PATIENT
+    found = {
+        name: tables.read(path, chosen.text, chosen.label, patient, separator)
         for name, path in paths.items()
-        if path is not None
     }
+    barred = [c for table in found.values() for c in table.classes if "|" in c]
+    if separator is not None and barred:
+        raise MedlmError(
+            f"The label {tables.listing(barred[:1])} holds '|', which stands between "
+            "predicted labels; rename it, or is '|' the separator?"
+        )
+    return found
 
 
 def weights_sha256(model: str) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from medlm_utils.cli.formats import counted_in, rows
@@ -20,6 +22,7 @@ from medlm_utils.runtime import MedlmError
 
 # How programs write that there is no value; "none" is left out, for it can be a class.
 MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
+ENOUGH = 50  # patients, or notes, below which an interval is somewhat too narrow
 _LOOK = 200  # rows in which a value of the first one may come again
 LONGEST_NAME = 40  # of what is quoted in an error: what is longer may be a note
 
@@ -38,6 +41,10 @@ class Table:
         One string a note, none of them empty.
     patient
         One string a note, or None where the file does not say whose notes they are.
+    separator
+        Of the labels of a note that has several; None: each has one.
+    part
+        Which one of the file it is; empty for the whole.
     """
 
     path: Path
@@ -45,10 +52,37 @@ class Table:
     text: tuple[str, ...]
     label: tuple[str, ...]
     patient: tuple[str, ...] | None
+    separator: str | None = None
+    part: str = ""
 
     def __len__(self) -> int:
         """Notes."""
         return len(self.text)
+
+    def __str__(self) -> str:
+        """What it is called in a message."""
+        return f"the {self.part} part of {self.path}" if self.part else str(self.path)
+
+    def chosen(self, rows: Sequence[int], part: str) -> Table:
+        """Some of its notes, as a part of this name."""
+        patient = self.patient
+        return dataclasses.replace(
+            self,
+            text=tuple(self.text[row] for row in rows),
+            label=tuple(self.label[row] for row in rows),
+            patient=None if patient is None else tuple(patient[row] for row in rows),
+            part=part,
+        )
+
+    @property
+    def labels(self) -> tuple[tuple[str, ...], ...]:
+        """The labels of each note: one, or several different ones."""
+        return tuple(_pieces(cell, self.separator) for cell in self.label)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """All its different labels, in the order of `classes`."""
+        return classes([label for labels in self.labels for label in labels])
 
     @property
     def unit(self) -> str:
@@ -57,8 +91,10 @@ class Table:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The unit that each note belongs to."""
-        return self.patient or tuple(map(str, range(len(self))))
+        """The unit that each note belongs to; 5, 5.0 and 005 are one patient."""
+        if self.patient is None:
+            return tuple(map(str, range(len(self))))
+        return tuple(map(plain, self.patient))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +142,13 @@ class Stream:
 # Whole files --------------------------------------------------------------------------
 
 
-def read(path: Path, text: str, label: str, patient: str | None) -> Table:
+def read(
+    path: Path,
+    text: str,
+    label: str,
+    patient: str | None,
+    separator: str | None = None,
+) -> Table:
     """The notes of a file and their labels.
 
     Parameters
@@ -115,6 +157,8 @@ def read(path: Path, text: str, label: str, patient: str | None) -> Table:
         As `formats.rows` reads it, with a heading.
     text, label, patient
         Names of its columns; None for a file that does not name its patients.
+    separator
+        Of the labels in a cell; None: each is one label as it stands.
 
     Raises
     ------
@@ -136,6 +180,8 @@ def read(path: Path, text: str, label: str, patient: str | None) -> Table:
     columns = dict(zip(wanted, zip(*kept, strict=True), strict=True))
     for what, values in columns.items():
         is_missing = _is_empty if what == "text" else _is_missing
+        if what == "label" and separator:
+            is_missing = functools.partial(_lacks_label, separator=separator)
         missing = [n for n, v in enumerate(values) if is_missing(v)]
         cell = values[missing[0]].strip() if missing else ""
         places_ = [lines[n] for n in missing]
@@ -146,6 +192,7 @@ def read(path: Path, text: str, label: str, patient: str | None) -> Table:
         columns["text"],
         tuple(map(str.strip, columns["label"])),
         tuple(map(str.strip, columns["patient"])) if "patient" in columns else None,
+        separator,
     )
 
 
@@ -182,19 +229,21 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
         do not have, or a patient has notes in two parts.
     """
     training, *others = parts.values()
-    known = classes(training.label)
+    known = training.classes
     if len(known) < 2:
         raise MedlmError(
-            f"All {len(training):,} labels of {training.path} are {listing(known)}; "
+            f"All {len(training):,} labels of {training} are {listing(known)}; "
             "expected at least two classes. Is --label the right column?"
         )
     for other in others:
         _refuse_unseen(training, other, known)
-    warnings = _nameless(training)
+    warnings = _nameless(training) + _written_twice(training, known)
+    for table in parts.values():
+        warnings += _one_patient_twice(table)
     for (one, a), (two, b) in itertools.combinations(parts.items(), 2):
-        if a.sha256 == b.sha256:
+        if a.sha256 == b.sha256 and a.part == b.part:
             raise MedlmError(
-                f"{a.path} and {b.path} are the same file; expected other notes for "
+                f"{a} and {b} are the same file; expected other notes for "
                 f"{two} than for {one}."
             )
         _refuse_shared_patients(a, b)
@@ -209,33 +258,130 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
     return warnings
 
 
+def few_patients(parts: Mapping[str, Table]) -> list[str]:
+    """A warning where intervals are too narrow: of parts after the training notes."""
+    _, *others = parts.items()
+    few = [
+        f"{len(set(table.groups)):,} in {name}"
+        for name, table in others
+        if len(set(table.groups)) < ENOUGH
+    ]
+    unit = "notes" if others[0][1].patient is None else "patients"
+    return [
+        f"Few {unit}: {', '.join(few)}. Below about {ENOUGH}, intervals are somewhat "
+        "too narrow."
+    ] * bool(few)
+
+
 def _nameless(training: Table) -> list[str]:
     """A warning where nobody can see whose notes they are."""
     if training.patient is not None:
         return []
+    split = "it was split by note, " if training.part else ""
     return [
-        f"{training.path} does not name its patients: nobody can see whether one has "
-        "notes in two parts, and intervals are by note. Name the column with --patient."
+        f"{training.path} does not name its patients: {split}nobody can see whether "
+        "one has notes in two parts, and intervals are by note. Name the column with "
+        "--patient."
     ]
 
 
-def _refuse_unseen(training: Table, other: Table, known: Sequence[str]) -> None:
-    unseen = classes([label for label in other.label if label not in set(known)])
-    if unseen:
-        raise MedlmError(
-            f"{other.path} has {listing(unseen, 'label')} that {training.path} does "
-            f"not have; its labels are {listing(known)}. A model cannot learn a class "
-            "without training notes: add some, or leave these rows out."
+def _written_twice(training: Table, known: Sequence[str]) -> list[str]:
+    """Warnings of labels that are rather one, or several, than what they are here."""
+    warnings = []
+    twice = _alike(known)
+    if twice:
+        pairs = " and ".join(map(repr, twice[0]))
+        warnings.append(
+            f"{training} has the labels {pairs}, each a class of its own, though they "
+            f"differ in writing only{_more(twice)}. If they mean the same, write them "
+            "alike."
         )
+    for mark in "|;":
+        several = [k for k in known if mark in k and set(_pieces(k, mark)) & set(known)]
+        if several and training.separator is None:
+            warnings.append(
+                f"{training} has labels such as {listing(several[:1])}, each a class "
+                f"of its own. If a note may have several, add --multi-label '{mark}'."
+            )
+    return warnings
+
+
+def _one_patient_twice(table: Table) -> list[str]:
+    twice = _alike(table.patient or ())
+    return [
+        f"{table} has patients {' and '.join(map(repr, same))}, which differ in "
+        f"writing only{_more(twice)}; they count as one. Write them alike, or give "
+        "different people names that differ in more."
+        for same in twice[:1]
+    ]
+
+
+def _more(found: Sequence[object]) -> str:
+    return f" (the first of {len(found):,} such cases)" if len(found) > 1 else ""
+
+
+def plain(name: str) -> str:
+    """A name without what programs change: 5, 5.0, 005 and p5, P5 become one."""
+    name = " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+    number = re.fullmatch(r"([+-]?)0*(\d+)(?:\.(\d*?)0*)?", name, re.ASCII)
+    if number is None:
+        return name
+    sign, whole, fraction = number.groups()
+    return f"{sign.strip('+')}{whole}{'.' * bool(fraction)}{fraction or ''}"
+
+
+def _alike(names: Iterable[str]) -> list[list[str]]:
+    """Different names that are `plain` the same, together."""
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(names):
+        groups.setdefault(plain(name), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _pieces(cell: str, separator: str | None) -> tuple[str, ...]:
+    """The labels of a cell, each of them once."""
+    if separator is None:
+        return (cell,)
+    pieces = (piece.strip() for piece in cell.split(separator))
+    return tuple(dict.fromkeys(filter(None, pieces)))
+
+
+def _lacks_label(cell: str, separator: str) -> bool:
+    pieces = _pieces(cell, separator)
+    return not pieces or any(map(_is_missing, pieces))
+
+
+def _refuse_unseen(training: Table, other: Table, known: Sequence[str]) -> None:
+    unseen = [label for label in other.classes if label not in set(known)]
+    if not unseen:
+        return
+    written = {plain(label): label for label in known}
+    same = [(label, written.get(plain(label))) for label in unseen]
+    hints = [f" {a!r} may be {b!r}, written another way." for a, b in same if b]
+    raise MedlmError(
+        f"{other} has {listing(unseen, 'label')} that {training} does not have; its "
+        f"labels are {listing(known)}.{''.join(hints[:1])} A model cannot learn a "
+        "class without training notes: add some, or leave these rows out."
+    )
 
 
 def _refuse_shared_patients(one: Table, other: Table) -> None:
     shared = classes(list(set(one.patient or ()) & set(other.patient or ())))
     if shared:
         raise MedlmError(
-            f"{one.path} and {other.path} share {listing(shared, 'patient')}; "
+            f"{one} and {other} share {listing(shared, 'patient')}; "
             "expected all notes of a patient in one file, else the model is tested on "
             "people whom it knows. Split by patient."
+        )
+    here = {plain(name): name for name in one.patient or ()}
+    there = {plain(name): name for name in other.patient or ()}
+    both = [(here[name], there[name]) for name in here if name in there]
+    for a, b in both[:1]:
+        raise MedlmError(
+            f"{one} has a patient {a!r} and {other} a patient {b!r}{_more(both)}: one "
+            "person, as it seems, written in two ways. Expected all notes of a patient "
+            "in one file: write names alike and split by patient, or give different "
+            "people names that differ in more than zeros, case and spaces."
         )
 
 
