@@ -12,6 +12,8 @@ Source: chapter 5.
 from __future__ import annotations
 
 import collections
+import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +26,61 @@ from medlm_utils.runtime import MedlmError
 
 PICTURES = (".png", ".jpg", ".jpeg")
 DICOM = (".dcm", ".dicom")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How files become rectangles.
+
+    Parameters
+    ----------
+    size
+        Padded to a square, with air or black, then brought to so many pixels in height
+        and width. None: images stay as they are, and have to be of one size.
+    spacing_mm
+        Of DICOM files: brought to so many mm a pixel, then cut or padded to `size`.
+    grey
+        True: pictures of different modes are all brought to grey of 8 bits.
+    skip_bad
+        True: files that cannot be read are left out and listed.
+    png_offset
+        Pictures of 16 bits hold HU + this, such as 32768 or 1024, and are read in HU.
+        None: they are grey levels.
+    """
+
+    size: int | None = None
+    spacing_mm: float | None = None
+    grey: bool = False
+    skip_bad: bool = False
+    png_offset: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Images:
+    """Images of one size and kind.
+
+    Parameters
+    ----------
+    values
+        (slices, height, width), int16 in HU, or uint8 in grey levels.
+    names
+        (slices,) of their files.
+    skipped
+        Files that were left out, each with the reason.
+    header_patients
+        (slices,) PatientID of each DICOM file; empty for pictures, or if it has none.
+    digests
+        (slices,) of the pixels as decoded: equal pictures have equal ones.
+    warnings
+        What makes results less than they seem.
+    """
+
+    values: np.ndarray
+    names: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    header_patients: tuple[str, ...]
+    digests: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def find(folder: str | Path) -> list[Path]:
@@ -65,33 +122,25 @@ def is_picture(name: str | Path) -> bool:
     return Path(name).suffix.lower() in PICTURES
 
 
-def read(
-    folder: str | Path,
-    names: Sequence[str],
-    size: int | None = None,
-    grey: bool = False,
-    skip_bad: bool = False,
-) -> tuple[np.ndarray, list[str], list[tuple[str, str]]]:
+def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
     """Images as one array.
 
     Parameters
     ----------
-    folder, size, grey, skip_bad
-        As in `image_folder.read_folder`.
+    folder
+        Where they lie.
     names
         Of files in the folder.
-
-    Returns
-    -------
-    tuple
-        Images (slices, height, width), int16 in HU or uint8; the names of their files;
-        and the files that were left out, each with the reason.
+    reading
+        How files become rectangles.
 
     Raises
     ------
     MedlmError
-        As in `image_folder.read_folder`, for the files.
+        If the size is too small, a file cannot be read, or sizes, modes or kinds
+        differ.
     """
+    size = reading.size
     if size is not None and size < 8:
         raise MedlmError(f"The size is {size} pixels; expected at least 8.")
     pictures = [name for name in names if is_picture(name)]
@@ -101,30 +150,40 @@ def read(
             f"{folder} holds pictures ({pictures[0]}) and DICOM files ({other}); "
             "expected one kind: only DICOM files have Hounsfield units."
         )
-    read, images, modes, bad = [], [], [], []
+    read, images, modes, patients, digests, bad = [], [], [], [], [], []
     for name in names:
         try:
-            image, mode = _read_one(Path(folder) / name)
+            image, mode, patient = _read_one(Path(folder) / name)
         except MedlmError as error:
             bad.append((name, str(error)))
             continue
         read.append(name)
         modes.append(mode)
+        patients.append(patient)
+        digests.append(hashlib.sha256(image.tobytes()).hexdigest())
         images.append(image if size is None else _resized(image, size))
-    _check_bad(bad, len(names), skip_bad, folder)
-    if not grey:
+    _check_bad(bad, len(names), reading.skip_bad, folder)
+    if not reading.grey:
         _check_alike("mode", modes, read, "grey=True (--grey) brings all to grey")
     shapes = [f"{image.shape[1]} x {image.shape[0]}" for image in images]
     advice = "size=128 (--size 128), or another size, brings all to one"
     _check_alike("size", shapes, read, advice)
-    return np.stack(images), read, bad
+    return Images(
+        values=np.stack(images),
+        names=tuple(read),
+        skipped=tuple(bad),
+        header_patients=tuple(patients),
+        digests=tuple(digests),
+        warnings=(),
+    )
 
 
-def _read_one(path: Path) -> tuple[np.ndarray, str]:
-    """(height, width), int16 in HU or uint8; and its mode."""
+def _read_one(path: Path) -> tuple[np.ndarray, str, str]:
+    """(height, width), int16 in HU or uint8; its mode; and its patient."""
     if not is_picture(path):
-        hu = read_dicom(path).hu
-        return np.clip(np.round(hu), -32768, 32767).astype(np.int16), "HU"
+        found = read_dicom(path)
+        hu = np.clip(np.round(found.hu), -32768, 32767).astype(np.int16)
+        return hu, "HU", found.patient
     from PIL import Image
 
     try:
@@ -133,8 +192,8 @@ def _read_one(path: Path) -> tuple[np.ndarray, str]:
             mode = picture.mode
             if mode.startswith("I"):  # 16 bits; Pillow would cut them off
                 values = np.asarray(picture, float) / 257
-                return np.clip(np.round(values), 0, 255).astype(np.uint8), mode
-            return np.asarray(picture.convert("L")), mode
+                return np.clip(np.round(values), 0, 255).astype(np.uint8), mode, ""
+            return np.asarray(picture.convert("L")), mode, ""
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise MedlmError(
             f"{path} cannot be read as a picture: it is damaged, cut short or of "
