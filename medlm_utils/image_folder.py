@@ -99,7 +99,9 @@ def read_folder(
     rows = read_table(patients)
     names = [path.relative_to(folder).as_posix() for path in image_files.find(folder)]
     check_table(names, rows, folder, Path(str(patients)))
-    images, read, skipped = image_files.read(folder, names, size, grey, skip_bad)
+    reading = image_files.Reading(size=size, grey=grey, skip_bad=skip_bad)
+    images = image_files.read(folder, names, reading)
+    read = images.names
     of_file = [rows[name] for name in read]
     labels = _labels(read, of_file, Path(str(patients)))
     patient = np.array([row["patient"] for row in of_file])
@@ -115,13 +117,13 @@ def read_folder(
     label = np.array([classes.index(name) for name in labels])
     has_splits = bool((split != "").any())
     return Folder(
-        images,
-        tuple(read),
+        images.values,
+        read,
         classes,
         label,
         patient,
         split if has_splits else None,
-        tuple(skipped),
+        images.skipped,
     )
 
 

@@ -166,24 +166,26 @@ def _read(
 
     height, width = about["height"], about["width"]
     size = height if about["resized"] else None
+    reading = image_files.Reading(size=size, grey=True)
     good, bad = [], []
     for name in names if chosen.skip_bad else ():
         try:
-            image_files.read(chosen.images, [name], size, grey=True)
+            image_files.read(chosen.images, [name], reading)
             good.append(name)
         except MedlmError as error:
             bad.append((name, str(error)))
     if chosen.skip_bad and not good:
         return np.empty((0, height, width)), [], bad
     chunk = good if chosen.skip_bad else names
-    images, read, _ = image_files.read(chosen.images, chunk, size, grey=True)
+    found = image_files.read(chosen.images, chunk, reading)
+    images = found.values
     if images.shape[1:] != (height, width):
         raise MedlmError(
             f"The images have {images.shape[2]} x {images.shape[1]} pixels; expected "
             f"{width} x {height}, as the model learned from. Bring them to that size, "
             "or train with --size, which the model then does itself."
         )
-    return images, read, bad
+    return images, list(found.names), bad
 
 
 def _write(
