@@ -48,8 +48,8 @@ test-browser: env ## the built book in headless Chromium
 lint: env        ## ruff, types, spelling, notebook structure, links inside the book
 	@$(PY) tools/lint.py
 
-lab: env         ## JupyterLab on the notebooks
-	@$(PY) -m jupyterlab notebooks
+lab: env         ## JupyterLab on the notebooks, with the pages that they link to
+	@$(PY) -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
 
 lock: env        ## pin the dependencies of pyproject.toml anew
 	@$(PY) tools/lock.py

@@ -230,7 +230,9 @@ def test_other_cells_stay_byte_for_byte(course):
     after = path.read_text(encoding="utf-8")
     cells = before[: before.rindex("\n  }\n ],")]
     assert after.startswith(cells) and len(cells) > 500
-    assert after.endswith(before[before.rindex("\n ],") :])
+    assert after.endswith(before[before.rindex('\n "nbformat":') :])
+    added = read(path)["metadata"].pop("medlm")
+    assert list(added) == [exercises.STAMP]
 
 
 def test_text_after_the_section_stays_after_it(course):
@@ -324,6 +326,79 @@ def test_a_notebook_knows_its_name(course):
     assert exercises.notebook_name(path, course) == "solutions/01_x"
     exercises.main([str(course)])
     assert 'runtime.setup("solutions/01_x")' in sources(read(path))[1]
+
+
+ANSWER = "def double(x):\n    return 2 * x  # mine"
+
+
+def answered(path, outputs_alone=False):
+    """Type an answer into the stub, as a reader does, and run it."""
+    content = read(path)
+    (stub,) = (c for c in content["cells"] if c["id"] == "exercise-double-stub")
+    stub |= {"execution_count": 7, "outputs": [{"output_type": "stream", "text": "m"}]}
+    if not outputs_alone:
+        stub["source"] = ANSWER.splitlines(keepends=True)
+    exercises.write(content, path)
+    return path.read_bytes()
+
+
+def reworded(course):
+    """Change an exercise at its source."""
+    content = solutions()
+    content["cells"][3]["source"] = ["> **Exercise.** Do it well."]
+    exercises.write(content, course / "solutions" / "01_x.ipynb")
+
+
+def test_what_somebody_typed_is_not_written_over(course, capsys):
+    exercises.main([str(course)])
+    path = course / "01_x.ipynb"
+    typed = answered(path)
+    for change in (lambda: None, lambda: reworded(course)):
+        change()
+        capsys.readouterr()
+        assert exercises.main([str(course)]) == 1
+        assert path.read_bytes() == typed
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("01_x: edited since it was derived")
+        assert "exercise-double-stub" in line and "under another name" in line
+    assert exercises.main([str(course), "--check"]) == 1
+
+
+def test_answers_go_only_where_somebody_says_so(course):
+    exercises.main([str(course)])
+    path = course / "01_x.ipynb"
+    answered(path)
+    assert exercises.main([str(course), "--force"]) == 0
+    assert ANSWER not in sources(read(path))
+
+
+def test_one_edited_chapter_does_not_hold_up_the_others(course):
+    exercises.write(solutions(), course / "solutions" / "02_y.ipynb")
+    exercises.write(chapter(), course / "02_y.ipynb")
+    exercises.main([str(course)])
+    answered(course / "01_x.ipynb")
+    content = solutions()
+    content["cells"][3]["source"] = ["> **Exercise.** Do it well."]
+    exercises.write(content, course / "solutions" / "02_y.ipynb")
+    assert exercises.main([str(course)]) == 1
+    assert "> **Exercise.** Do it well." in sources(read(course / "02_y.ipynb"))
+
+
+def test_outputs_are_no_edit(course):
+    exercises.main([str(course)])
+    answered(course / "01_x.ipynb", outputs_alone=True)
+    reworded(course)
+    assert exercises.main([str(course)]) == 0
+    assert "> **Exercise.** Do it well." in sources(read(course / "01_x.ipynb"))
+
+
+def test_an_answer_in_a_notebook_that_lost_its_metadata_stays_too(course):
+    exercises.main([str(course)])
+    path = course / "01_x.ipynb"
+    answered(path)
+    exercises.write(read(path) | {"metadata": {}}, path)
+    assert exercises.main([str(course)]) == 1
+    assert ANSWER in sources(read(path))
 
 
 @pytest.mark.parametrize(

@@ -226,6 +226,45 @@ class TestCommands:
             assert re.search(rf"^{command}$", script, re.M)
 
 
+class TestLab:
+    """`make lab` serves a folder that holds all that the notebooks link to."""
+
+    def command(self, root):
+        """The words behind ``-m jupyterlab`` in the Makefile."""
+        makefile = (root / "Makefile").read_text(encoding="utf-8")
+        return re.search(r"^lab:.*\n\t@\$\(PY\) -m jupyterlab(.*)$", makefile, re.M)[1]
+
+    def links(self, path):
+        """The relative links of a notebook's text, without their anchors."""
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "".join(source_of(c) for c in cells if c["cell_type"] == "markdown")
+        found = re.findall(r"""\]\(([^)#\s]+)[^)]*\)|(?:href|src)="([^"#]+)""", text)
+        every = ("".join(pair) for pair in found)
+        return {link for link in every if not re.match(r"[a-z]+:|/", link)}
+
+    def test_it_serves_the_project_and_opens_the_notebooks(self, root):
+        words = self.command(root).split()
+        # A folder among the words would be served in place of the project.
+        assert all(word.startswith("--") for word in words)
+        (page,) = [w.partition("=")[2] for w in words if "default_url" in w]
+        assert page.startswith("/lab/tree/")
+        assert (root / page.removeprefix("/lab/tree/")).samefile(root / "notebooks")
+
+    def test_the_links_of_the_notebooks_lead_to_files_that_it_serves(self, root):
+        linked = 0
+        for path in notebooks(root):
+            for link in self.links(path):
+                target = (path.parent / link).resolve()
+                assert target.is_file(), f"{path.name}: {link}"
+                assert target.is_relative_to(root.resolve()), f"{path.name}: {link}"
+                linked += 1
+        assert linked > 10
+
+    def test_windows_is_told_the_same_command(self, root):
+        page = (root / "book" / "how_to_use.md").read_text(encoding="utf-8")
+        assert f"python -m jupyterlab{self.command(root)}\n" in page
+
+
 class TestNotebooks:
     @pytest.fixture(params=NOTEBOOKS)
     def path(self, request, root):

@@ -2,6 +2,7 @@
 
     python tools/exercises.py           write what differs
     python tools/exercises.py --check   write nothing; exit status 1 if anything differs
+    python tools/exercises.py --force   write over answers, too
 
 The source of the exercises of `notebooks/NN_name.ipynb` is
 `notebooks/solutions/NN_name.ipynb`, whose cells say in their metadata what they are:
@@ -9,12 +10,17 @@ The source of the exercises of `notebooks/NN_name.ipynb` is
 and `{"medlm": {"role": "import" | "summary"}}` for the cells before and after them.
 The source of the setup cell is `SETUP` below. No other cell is touched, and a cell that
 stays the same keeps its outputs.
+
+What somebody typed into an exercise is not written over: the notebook's metadata hold a
+hash of the exercises as they were derived, and where they have changed since, the tool
+says so and leaves that notebook alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import sys
@@ -29,6 +35,7 @@ NOTEBOOKS = ROOT / "notebooks"
 ROLES = ("prompt", "solution", "check", "discussion")
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 HEADING = "## Exercises"
+STAMP = "derived_sha256"  # in the notebook's metadata
 OWN_HEADING = (
     "exercises-heading"  # id and role of the heading, where a chapter has none
 )
@@ -273,6 +280,52 @@ def with_setup(notebook: Notebook, name: str) -> Notebook:
     return notebook | {"cells": [*cells[:first], setup, *cells[first:]]}
 
 
+def exercise_cells(notebook: Notebook) -> dict[str, str]:
+    """Id to source of the cells of the Exercises section that this tool writes."""
+    return {
+        cell.get("id", ""): source_of(cell)
+        for cell in notebook["cells"]
+        if marks(cell).get("derived") == "exercises"
+    }
+
+
+def fingerprint(notebook: Notebook) -> str:
+    """A hash of the exercises as they stand, outputs apart."""
+    text = json.dumps(exercise_cells(notebook), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stamped(notebook: Notebook) -> Notebook:
+    """The notebook with its fingerprint, in the order of keys that nbformat writes."""
+    if not exercise_cells(notebook):
+        return notebook
+    metadata = notebook["metadata"]
+    ours = metadata.get("medlm", {}) | {STAMP: fingerprint(notebook)}
+    metadata = metadata | {"medlm": dict(sorted(ours.items()))}
+    return notebook | {"metadata": dict(sorted(metadata.items()))}
+
+
+def check_untouched(before: Notebook, after: Notebook, name: str) -> None:
+    """Refuse to write over what somebody typed since this tool last wrote.
+
+    Raises
+    ------
+    ExerciseError
+        If cells that would change are not those that were written.
+    """
+    new = exercise_cells(after)
+    changed = [
+        key for key, text in exercise_cells(before).items() if new.get(key) != text
+    ]
+    written = before["metadata"].get("medlm", {}).get(STAMP)
+    if changed and fingerprint(before) != written:
+        raise ExerciseError(
+            "edited since it was derived, so nothing is written over "
+            f"{_listed(changed)}. Save it under another name and restore "
+            f"notebooks/{name}.ipynb, or give --force to lose what was typed."
+        )
+
+
 def derive(path: Path, folder: Path = NOTEBOOKS) -> tuple[Notebook, Notebook]:
     """A notebook as it is and as it should be.
 
@@ -288,7 +341,7 @@ def derive(path: Path, folder: Path = NOTEBOOKS) -> tuple[Notebook, Notebook]:
         after = with_exercises(after, read(source))
     elif path.parent == folder / "solutions":
         exercises_of(after)
-    return before, after
+    return before, stamped(after)
 
 
 def read(path: Path) -> Notebook:
@@ -315,7 +368,7 @@ def differing_cells(before: Notebook, after: Notebook) -> list[str]:
 def _listed(names: list[str]) -> str:
     """A few of the names, and how many more there are."""
     if not names:
-        return "the order of cells"
+        return "the order of cells, or the hash of the exercises"
     more = f" and {len(names) - 3} more cells" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
@@ -324,16 +377,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Derive or check; returns the exit status."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--force", action="store_true", help="write over answers, too")
     parser.add_argument("folder", nargs="?", type=Path, default=NOTEBOOKS)
     options = parser.parse_args(arguments)
-    differing = 0
+    differing = failed = 0
     for path in notebooks_in(options.folder):
         name = notebook_name(path, options.folder)
         try:
             before, after = derive(path, options.folder)
+            if not options.force:
+                check_untouched(before, after, name)
         except ExerciseError as error:
             print(f"{name}: {error}", file=sys.stderr)
-            return 1
+            failed += 1
+            continue
         if before == after:
             continue
         differing += 1
@@ -343,7 +400,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             write(after, path)
             print(f"{name}: wrote {changed}.")
-    return int(options.check and differing > 0)
+    return int(failed > 0 or (options.check and differing > 0))
 
 
 if __name__ == "__main__":

@@ -168,7 +168,7 @@ def execute(path: Path, title: str, results: Path) -> nbformat.NotebookNode:
         raise NotebookFailed(f"{error}\n{said}{where}") from error
     progress.stop("done")
     normalise(notebook)
-    notebook.metadata["medlm"] = {
+    notebook.metadata["medlm"] = notebook.metadata.get("medlm", {}) | {
         "inputs_sha256": inputs_hash(notebook),
         "seconds": round(time.monotonic() - progress.started),
     }
@@ -249,7 +249,9 @@ def refresh_text(path: Path) -> bool:
         return False
     for new, old in zip(today, ran, strict=True):
         new.outputs, new.execution_count = old.outputs, old.execution_count
-    notebook.metadata["medlm"] = executed.metadata["medlm"]
+    notebook.metadata["medlm"] = notebook.metadata.get("medlm", {}) | {
+        name: executed.metadata["medlm"][name] for name in ("inputs_sha256", "seconds")
+    }
     if notebook != executed:
         write(notebook, copy)
     return True
