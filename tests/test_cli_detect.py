@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ import pytest
 from test_cli_bert import WORDS, Page, contents, csv_file, said_by, write_encoder
 
 from medlm_utils import anomaly
-from medlm_utils.cli import detect, detect_report, pages, processes, sources
+from medlm_utils.cli import columns, detect, detect_report, pages, processes, sources
 from medlm_utils.cli import main as cli
+from medlm_utils.runtime import MedlmError
 
 pytestmark = pytest.mark.usefixtures("on_the_cpu")
 
@@ -359,6 +361,298 @@ def test_a_name_with_a_comma_stands_in_quotes(tmp_path: Path) -> None:
     assert found == ["age, years", "b"]
 
 
+# Which columns are measurements -------------------------------------------------------
+
+MEASURED = list(np.random.default_rng(1).normal(70, 9, 60).round(1))
+
+
+def written(folder: Path, values: dict[str, list[Any]]) -> Path:
+    path = folder / "t.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(values)
+        writer.writerows(zip(*values.values(), strict=True))
+    return path
+
+
+def a_sample(low: int, high: int, seed: int = 0) -> list[int]:
+    """60 different whole numbers."""
+    return random.Random(seed).sample(range(low, high), 60)
+
+
+NO_MEASUREMENTS = {
+    "id": [5 + n // 2 for n in range(60)],
+    "patient_id": [5 + n // 2 for n in range(60)],
+    "PatientID": a_sample(1000, 9999),
+    "subjectid": a_sample(1000, 9999),
+    "Patient number": a_sample(1000, 9999),
+    "MRN": a_sample(10**6, 10**7),
+    "row": list(range(60)),
+    "Unnamed: 0": list(range(60)),
+    "record no.": a_sample(1000, 9999),
+    "zip code": [90000 + n % 20 for n in range(60)],
+    "admission_date": [45000 + n % 30 for n in range(60)],
+    "anything": list(range(7, 67)),
+    "shuffled": a_sample(1000, 1090),
+    "contact": a_sample(10**9, 10**10),
+    "seen": [20240101 + n % 28 for n in range(60)],
+    "area": [f"{n * 7 % 90:05d}" for n in range(60)],
+    "ward": [3] * 60,
+    "empty": [""] * 60,
+    "rare": ["" if n % 3 else n * 1.5 for n in range(60)],
+    "smoker": [str(n % 3 == 0) for n in range(60)],
+    "time": [f"{n % 24}:30" for n in range(60)],
+    "": [n * n % 13 for n in range(60)],
+}
+
+
+@pytest.mark.parametrize("name", NO_MEASUREMENTS)
+def test_what_is_no_measurement_is_left_out(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, {name: NO_MEASUREMENTS[name], "w": MEASURED})
+    source, _ = sources.without_constant(sources.read_columns(path, ()), None, False)
+    assert source.columns == ("w",) and source.left_out[name]
+    if name not in ("", "ward", "empty", "rare", "smoker", "time"):
+        assert sources.read_columns(path, (name, "w")).columns == (name, "w")
+
+
+def test_all_that_is_left_out_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written(tmp_path, NO_MEASUREMENTS | {"w": MEASURED})
+    out = tmp_path / "out.csv"
+    assert cli.main(["detect", f"--input={path}", f"--output={out}"]) == 0
+    left_out, err = report_of(out)["input"]["left_out"], capsys.readouterr().err
+    page = Page(out.with_name("out.report.html").read_text(encoding="utf-8"))
+    assert set(left_out) == set(NO_MEASUREMENTS)
+    for name, why in left_out.items():
+        assert f"Left out: {name!r}, {why}" in err
+        assert f"Left out: {name}" in page.text and why in page.text
+
+
+MEASUREMENTS = {
+    "platelets": a_sample(150, 450),
+    "age": [30 + n * n % 50 for n in range(60)],
+    "creatinine": [0.5 + n / 100 for n in range(60)],  # all different, in order
+    "birth_year": [1940 + n % 50 for n in range(60)],
+    "cell number": a_sample(4000, 9000),
+    "cardiac_index": [2 + n % 7 for n in range(60)],
+    "fluid": [1000 + 50 * (n % 20) for n in range(60)],
+    "visit": [1 + n % 4 for n in range(60)],
+    "WBC per l": [10**6 * n for n in a_sample(4000, 9900)],
+    "icd": [n % 2 for n in range(60)],
+    "case": [n % 2 for n in range(60)],
+    "length of stay": [1 + n * n % 23 for n in range(60)],
+}
+
+
+@pytest.mark.parametrize("name", MEASUREMENTS)
+def test_measurements_take_part(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path, {name: MEASUREMENTS[name], "w": MEASURED})
+    source = sources.read_columns(path, ())
+    assert source.columns == (name, "w")
+    assert source.left_out == {} and source.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        (a_sample(10**6, 10**7), "whole numbers of 7 digits, all different"),
+        (sorted(a_sample(150, 450)), "all different, in order"),
+        ([f"{n % 30:02d}" for n in range(60)], "written with a 0 in front"),
+    ],
+)
+def test_doubtful_columns_take_part_with_a_warning(
+    values: list[Any], why: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = written(tmp_path, {"x, y": values, "w": MEASURED}), tmp_path / "o.csv"
+    words = ["detect", f"--input={path}", f"--output={out}", "--force"]
+    assert cli.main(words) == 0
+    assert report_of(out)["input"]["columns"] == ["x, y", "w"]
+    (warning,) = report_of(out)["warnings"]
+    assert why in warning and f"Warning: {warning}" in capsys.readouterr().err
+    page = Page(out.with_name("o.report.html").read_text(encoding="utf-8"))
+    assert warning in page.text
+    advice = warning.partition("leave it out: ")[2].rstrip(".")
+    assert cli.main([*words, *shlex.split(advice)]) == 0  # as it says
+    assert report_of(out)["input"]["columns"] == ["w"]
+
+
+@pytest.mark.parametrize("rows", [10, 60, 1000])
+def test_measured_whole_numbers_are_hardly_ever_taken_for_a_counter(rows: int) -> None:
+    """On the narrowest scale on which so many are seldom all different, and others."""
+    rng = np.random.default_rng(rows)
+    for width in (rows, 2 * rows, rows**2 // 14, rows**2):
+        drawn = rng.integers(0, width, (1000, rows)).astype(float)
+        assert sum(bool(columns.identifier(one)) for one in drawn) <= 4
+    assert columns.identifier(rng.permutation(rows) + 5000.0)
+    assert (
+        columns.identifier(rng.permutation(rows * 13 // 10)[:rows] * 1.0) or rows < 60
+    )
+
+
+SLIPS = {
+    "letter": ("7o", "'7o' is no number (a unit or letters)"),
+    "point": ("1.2.3", "'1.2.3' is no number"),
+    "word": ("n.a.", "'n.a.' is no number"),
+    "comma": (
+        "12,5",
+        "'12,5' is no number (a decimal comma, where others have a point",
+    ),
+    "thousands": ("1,234,567", "'1,234,567' is no number (a mark between thousands)"),
+    "unit": ("5 mg", "'5 mg' is no number (a unit or letters)"),
+    "limit": ("<0.5", "'<0.5' is no number (a limit and no value)"),
+    "percent": ("45%", "'45%' is no number (a percent sign)"),
+    "minus": ("−5", "'−5' is no number (another minus sign)"),
+    "note": ("Jane Doe, died at home", "a text of 22 characters is no number"),
+    "birthday": ("31.12.1950", "a date or time is no number"),
+}
+
+
+@pytest.mark.parametrize("name", SLIPS)
+@pytest.mark.parametrize("is_named", [False, True])
+def test_a_slip_removes_no_column(name: str, is_named: bool, tmp_path: Path) -> None:
+    slip, said = SLIPS[name]
+    values = [slip if n == 41 else value for n, value in enumerate(MEASURED)]
+    path = written(tmp_path, {"dose": values, "w": MEASURED})
+    with pytest.raises(MedlmError) as error:
+        sources.read_columns(path, ("dose",) * is_named)
+    line = str(error.value)
+    assert f"t.csv, line 43, column 'dose': {said}" in line, line
+    assert "59 of 60 values are numbers" in line and "Jane" not in line
+    assert ("--exclude dose" in line) != is_named
+    source = sources.read_columns(path, (), ("dose",))
+    assert source.left_out == {"dose": "named by --exclude"}
+
+
+@pytest.mark.parametrize(
+    ("values", "is_error", "words"),
+    [
+        (["<0.5" if n % 4 else n for n in range(60)], False, "although it looks like"),
+        (["<0.5" if n % 4 == 0 else n for n in range(60)], True, "45 of 60 values are"),
+        (["neg" if n % 4 == 0 else n for n in range(60)], False, "although it looks"),
+        (["high" if n % 4 else n for n in range(60)], False, "45 of 60 values are no"),
+        ([f"{n} mg" for n in range(60)], False, "numbers with a unit or letters"),
+        ([f"{n},100" for n in range(10, 70)], False, "a comma that may mark thousands"),
+        ([f"{n},100" if n % 20 == 9 else n for n in range(60)], True, "a comma that"),
+    ],
+)
+def test_columns_that_hold_many_numbers(
+    values: list[Any], is_error: bool, words: str, tmp_path: Path
+) -> None:
+    path = written(tmp_path, {"crp": values, "w": MEASURED})
+    if is_error:
+        with pytest.raises(MedlmError, match=words):
+            sources.read_columns(path, ())
+        return
+    source = sources.read_columns(path, ())
+    assert words in source.left_out["crp"] + " ".join(source.warnings)
+
+
+@pytest.mark.parametrize("mark", [";", "\t", ","])
+def test_decimal_commas_are_read_as_points(
+    mark: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As spreadsheets of many countries write the same file."""
+    rows = numbers()
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        writer = csv.writer(file, delimiter=mark)
+        writer.writerow(["height", "weight", "sodium"])
+        writer.writerows([str(v).replace(".", ",") for v in row] for row in rows)
+    out = tmp_path / "out.csv"
+    words = [f"--input={tmp_path / 't.csv'}", f"--output={out}", "--budget=3"]
+    assert cli.main(["detect", *words]) == 0
+    told = "Decimal commas are read as points in 'height', 'weight', 'sodium'."
+    assert told in capsys.readouterr().err and told in report_of(out)["warnings"]
+    expected = direct("numbers", "knn").fit(as_compared(given, "numbers.csv"))
+    scores = column(table(out), "anomaly_score")
+    assert scores == pytest.approx(expected.training_scores(), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", ["9e17", "900000000000207008", "1e400", "-inf"])
+def test_too_large_numbers_are_named(value: str, tmp_path: Path) -> None:
+    values = [value if n in (4, 9) else n * n % 7 for n in range(60)]
+    path = written(tmp_path, {"concept": values, "w": MEASURED})
+    with pytest.raises(MedlmError) as error:
+        sources.read_columns(path, ())
+    said = f"line 6, column 'concept': '{value}' (the first of 2); expected numbers up"
+    assert said in str(error.value) and "to 1e15 in size" in str(error.value)
+
+
+def test_numbers_far_beyond_the_spread_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = [1e9 if n == 4 else 1e-9 * (n % 7) for n in range(60)]
+    path = written(tmp_path, {"a": values, "w": MEASURED})
+    assert cli.main(["detect", f"--input={path}", f"--output={tmp_path / 'o'}"]) == 1
+    said = "row 5 (counted from 1), column 'a': 1e+09 is more than 1e15 times"
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "is_told"), [(-999, True), (9999, True), (99, False), (150.5, False)]
+)
+def test_stand_ins_for_missing_values(
+    value: float, is_told: bool, tmp_path: Path
+) -> None:
+    """99 may be a weight where 95 is one."""
+    values = [value if n % 20 == 3 else v for n, v in enumerate(MEASURED)]
+    source = sources.read_columns(written(tmp_path, {"a": values}), ())
+    told = [f"holds {value:g} in 3 rows" in line for line in source.warnings]
+    assert told == [True] * is_told
+
+
+@pytest.mark.parametrize(
+    ("heading", "status", "said"),
+    [
+        ("78.4,142.3,1", 1, "Is the heading missing?"),
+        ("12,12,13", 1, "Is the heading missing?"),
+        ("Chest pain at night,78.4", 1, "Is the heading missing?"),
+        ("45,70.5,142", 0, "If it is no heading, one row is not judged"),
+        ("0,1,2", 0, ""),
+        ("a,b,2", 0, ""),
+    ],
+)
+def test_a_heading_of_numbers(
+    heading: str, status: int, said: str, tmp_path: Path
+) -> None:
+    width = heading.count(",") + 1
+    rows = zip(MEASURED, MEASURED[::-1], MEASURED[5:] + MEASURED[:5], strict=True)
+    body = "".join(",".join(map(str, row[:width])) + "\n" for row in rows)
+    path = csv_file(tmp_path, f"{heading}\n{body}")
+    try:
+        found = " ".join(sources.read_columns(path, ()).warnings)
+        assert status == 0 and bool(found) == bool(said)
+    except MedlmError as error:
+        found = str(error)
+        assert status == 1
+    assert said in found and "Chest" not in found and "78.4" not in found
+
+
+def test_excluded_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both of the same name; blanks around a heading do not count."""
+    body = "".join(
+        f"{v},{n % 7},{w},x\n"
+        for n, (v, w) in enumerate(zip(MEASURED, MEASURED[::-1], strict=True))
+    )
+    path = csv_file(tmp_path, "a, a ,b,note\n" + body)
+    doubles = csv_file(tmp_path, "a,a,b,note\n" + body, "doubles.csv")
+    out = tmp_path / "out.csv"
+    words = [f"--output={out}", "--force"]
+    for source, left in ((path, [" a ", "b"]), (doubles, ["b"])):
+        given = [f"--input={source}", "--exclude=a"]
+        assert cli.main(["detect", *given, *words]) == 0
+        assert report_of(out)["input"]["columns"] == left
+    assert cli.main(["detect", f"--input={path}", "--columns=b, a", *words]) == 0
+    assert report_of(out)["input"]["columns"] == ["b", "a"]
+    capsys.readouterr()
+    assert cli.main(["detect", f"--input={doubles}", *words]) == 1
+    assert "has 2 columns 'a'; expected one" in said_by(capsys)
+    usual = csv_file(tmp_path, "b\n" + "".join(f"{v}\n" for v in MEASURED), "u.csv")
+    given = [f"--input={path}", f"--fit={usual}", "--exclude=a, a "]
+    assert cli.main(["detect", *given[:2], *words]) == 1
+    assert "has no column 'a', which is compared in" in said_by(capsys)
+
+
 # Ranks, ties, budgets -----------------------------------------------------------------
 
 
@@ -406,6 +700,146 @@ def test_as_many_rows_are_flagged_as_the_budget_says(
     threshold = report_of(out)["metrics"]["threshold"]["value"]
     assert (scores > threshold + 1e-3).sum() < budget
     assert (scores >= threshold - 1e-3).sum() >= budget
+
+
+@pytest.mark.parametrize(("rows", "flagged"), [(7, 1), (40, 4), (250, 20)])
+def test_a_tenth_of_the_rows_is_flagged_where_nobody_says_how_many(
+    rows: int, flagged: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = np.random.default_rng(rows).normal(size=rows)
+    out = detect_column(tmp_path, list(enumerate(values)))
+    assert len(flagged_in(table(out))) == report_of(out)["budget"] == flagged
+    assert (
+        f"{flagged} {'is' if flagged == 1 else 'are'} to be flagged (a tenth, at "
+        in (capsys.readouterr().err)
+    )
+
+
+def test_nothing_at_the_middle_is_flagged(tmp_path: Path) -> None:
+    """Twenty equal rows, three that differ: no fourth one is called unusual."""
+    values = [5] * 20 + [9, 14, 30]
+    out = detect_column(tmp_path, list(enumerate(values)), "--budget=10")
+    assert flagged_in(table(out)) == {20, 21, 22}
+    (told,) = report_of(out)["warnings"]
+    assert told.startswith("Only 3 of the 10 rows that the budget allows are flagged")
+    assert told in Page(out.with_name("out.report.html").read_text()).text
+
+
+@pytest.mark.parametrize("name", ["knn", "robust_z", "lof", "isolation_forest"])
+def test_equal_scores_are_no_ranking(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = csv_file(tmp_path, "a,b\n" + "0,1\n1,0\n" * 30)
+    words = [f"--input={source}", f"--output={tmp_path / 'out.csv'}"]
+    assert cli.main(["detect", *words, f"--detector={name}"]) == 1
+    assert "No row of" in (err := capsys.readouterr().err) and "stands out" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.csv"]
+
+
+def test_rounding_makes_no_row_unusual(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Vectors of one text, as batches of different width give them."""
+    rng = np.random.default_rng(0)
+    vectors = 1 + 1e-7 * rng.normal(size=(40, 9))
+    np.save(tmp_path / "v.npy", vectors.astype(np.float32))
+    words = [f"--input={tmp_path / 'v.npy'}", f"--output={tmp_path / 'out.csv'}"]
+    for metric in ("cosine", "euclidean"):
+        assert cli.main(["detect", *words, f"--metric={metric}"]) == 1
+        assert "stands out" in capsys.readouterr().err
+    vectors[7, 2] = 2
+    np.save(tmp_path / "v.npy", vectors.astype(np.float32))
+    assert cli.main(["detect", *words]) == 0
+    assert flagged_in(table(tmp_path / "out.csv")) == {7}
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_equal_texts(
+    is_new: bool, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An error where they are fitted on; beside other rows they can all be unusual."""
+    path = csv_file(tmp_path, "title,abstract\n" + "chest pain,denies\n" * 12)
+    words = ["--text=title,abstract", f"--model={given / 'encoder'}"]
+    words += [f"--fit={given / 'usual_texts.csv'}"] * is_new
+    files = [f"--input={path}", f"--output={tmp_path / 'out.csv'}"]
+    assert cli.main(["detect", *files, *words]) == (0 if is_new else 1)
+    if not is_new:
+        assert f"All 12 texts of {path} are equal; expected" in said_by(capsys)
+    else:
+        assert "11 rows have the score of the last" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["numbers", "array", "texts"])
+def test_rows_that_are_among_the_usual_ones_are_counted(
+    kind: str, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = KINDS[kind][0]
+    path = tmp_path / name
+    if kind == "array":
+        np.save(path, np.load(given / name)[20:])
+    else:
+        rows = list(csv.reader((given / name).open(newline="")))
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([rows[0], *rows[21:]])
+    assert detected(given, kind, tmp_path / "out.csv", f"--fit={path}") == 0
+    told = f"70 rows stand in {name} too, with the same values."
+    assert told in capsys.readouterr().err
+    report = report_of(tmp_path / "out.csv")
+    assert report["fitted_on"]["also_in_the_input"] == 70
+    assert any(line.startswith(told) for line in report["warnings"])
+
+
+@pytest.mark.parametrize("fit", [False, True])
+def test_constant_columns_are_left_out(
+    fit: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the rows that are fitted on; what varies beside them is told."""
+    wards = [1 if n < 50 or not fit else 2 for n in range(60)]
+    path = written(tmp_path, {"a": MEASURED, "ward": wards, "b": MEASURED[::-1]})
+    words = [f"--input={path}", f"--output={tmp_path / 'out.csv'}"]
+    if fit:
+        usual = csv_file(
+            tmp_path,
+            "b,ward,a\n"
+            + "".join(
+                f"{a},1,{b + n}\n"
+                for n, (a, b) in enumerate(zip(MEASURED, MEASURED[::-1], strict=True))
+            ),
+        )
+        words.append(f"--fit={usual}")
+    assert cli.main(["detect", *words]) == 0
+    report = report_of(tmp_path / "out.csv")
+    assert report["input"]["columns"] == ["a", "b"]
+    assert "the same value in every row" in report["input"]["left_out"]["ward"]
+    told = "in t.csv 10 rows have another value, and nothing is made of it"
+    assert any(told in line for line in report["warnings"]) == fit
+    capsys.readouterr()
+    named = ["--columns=a,ward,b", "--force"]
+    assert cli.main(["detect", *words, *named]) == 1
+    assert "same value in every row of 'ward'" in said_by(capsys)
+
+
+def test_what_was_read_of_the_texts_is_told(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six tokens of fourteen, on the terminal, in the report and on the page."""
+    out = tmp_path / "out.csv"
+    more = ["--tokens=6", f"--fit={given / 'usual_texts.csv'}"]
+    assert detected(given, "texts", out, *more) == 0
+    report = report_of(out)
+    read = report["reading"]
+    assert {name: one["cut"] for name, one in read.items()} == {
+        "texts.csv": 90,
+        "usual_texts.csv": 50,
+    }
+    page = Page(out.with_name("out.report.html").read_text(encoding="utf-8")).text
+    assert "90, at most 6 tokens at once; 90 lose their end." in page
+    warnings = [line for line in report["warnings"] if "longer than 6 tokens" in line]
+    assert [line.partition(":")[0] for line in warnings] == list(read)
+    err = capsys.readouterr().err
+    assert all(line in page and line in err for line in warnings)
+    assert detected(given, "texts", out, *more, "--long=mean", "--force") == 0
+    assert report_of(out)["reading"]["texts.csv"]["tokens_lost"] == 0
 
 
 def test_the_same_seed_gives_the_same_files(given: Path, tmp_path: Path) -> None:
@@ -536,6 +970,12 @@ BAD_OPTIONS = {
     "below": (["--budget=-4"], "--budget is -4; expected at least 1"),
     "batch": (["--batch=0"], "--batch is 0; expected at least 1"),
     "metric": (["--metric=city"], "--metric is 'city'; expected euclidean or cosine"),
+    "tokens": (["--tokens=9"], "--tokens is for texts that are embedded, with --text"),
+    "long": (["--long=mean"], "--long is for texts that are embedded, with --text"),
+    "exclude": (["--exclude=bmi"], "no column 'bmi'; it has 'age', 'note'"),
+    "all": (["--exclude=age"], "has no column of measured numbers. Left out: 'age'"),
+    "exclude and columns": (["--exclude=age", "--columns=age"], "--exclude is for"),
+    "exclude and text": (["--exclude=age", "--text=note"], "--exclude is for"),
     "cosine": (["--metric=cosine"], "'cosine', which is for embeddings"),
     "both": (["--text=note", "--columns=age"], "Got --text and --columns; expected"),
     "no text": (["--text=body"], "no column 'body'; it has 'age', 'note'. Name the"),
@@ -644,6 +1084,8 @@ BAD_ARRAYS: dict[str, tuple[Any, list[str], str]] = {
     "no file": (b"", [], "Cannot read {path}: "),
     "no array": (b"text,label\na,b\n" * 20, [], "Cannot read {path}: "),
     "columns": (GOOD_ARRAY, ["--columns=a"], "columns have no names; leave out --col"),
+    "exclude": (GOOD_ARRAY, ["--exclude=a"], "--exclude is for columns of numbers th"),
+    "large": (GOOD_ARRAY * 1e16, [], "row 1, column 1 (both counted from 1): "),
     "text": (GOOD_ARRAY, ["--text=a"], "name it with --rows"),
     "fit": (GOOD_ARRAY, ["--fit={narrow}"], "has 3 numbers a row and {path} has 4;"),
     "fit kind": (GOOD_ARRAY, ["--fit={rows}"], "expected two CSV files, or two .npy"),
@@ -691,7 +1133,7 @@ def test_an_array_that_is_cut_short(
 @pytest.mark.parametrize(
     ("usual", "said"),
     [
-        ("height,weight\n" + "1,2\n2,1\n" * 9, "no column 'sodium'; it has 'height'"),
+        ("height,weight\n" + "1,2\n2,1\n" * 9, "no column 'sodium', which is compared"),
         ("height,weight,sodium\n" + "1,2,3\n2,x,1\n" * 9, "'x' is no number"),
         ("height,weight,sodium\n" + "1,2,3\n2,,1\n" * 9, "column 'weight': nothing"),
         ("height,weight,sodium\n" + "1,2,3\n2,1,1\n" * 2, "has 4 rows; knn compares"),

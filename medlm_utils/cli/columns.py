@@ -88,7 +88,10 @@ class Numbers:
 
 
 def read(
-    path: Path, names: Sequence[str] = (), excluded: Sequence[str] = ()
+    path: Path,
+    names: Sequence[str] = (),
+    excluded: Sequence[str] = (),
+    is_named: bool | None = None,
 ) -> Numbers:
     """The numbers of a table.
 
@@ -100,6 +103,8 @@ def read(
         Of the columns to use; none: all that are measurements, by `Column.why_not`.
     excluded
         Of columns that are not to be used.
+    is_named
+        Whether --columns names them; None: if there are names.
 
     Raises
     ------
@@ -107,6 +112,7 @@ def read(
         If the file cannot be read, lacks a column, has no column of numbers, or a
         value of a column that is used is missing, no number, or above 1e15 in size.
     """
+    is_named = bool(names) if is_named is None else is_named
     reading = iter(tables.rows(path))
     _, heading = next(reading)
     warnings = check_heading(path, heading)
@@ -129,7 +135,7 @@ def read(
         raise no_numbers(path, left_out)
     _refuse_doubles(path, columns)
     for column in columns:
-        column.refuse_faults(is_named=bool(names))
+        column.refuse_faults(is_named)
         warnings += column.doubts() if not names else []
     commas = [column.name for column in columns if column.comma]
     if commas:
@@ -138,9 +144,7 @@ def read(
     values = np.column_stack([column.numbers for column in columns])
     found = tuple(column.name for column in columns)
     in_order = {name: left_out[name] for name in heading if name in left_out}
-    return Numbers(
-        count, tuple(heading), found, values, left_out | in_order, tuple(warnings)
-    )
+    return Numbers(count, tuple(heading), found, values, in_order, tuple(warnings))
 
 
 # The heading --------------------------------------------------------------------------
@@ -157,14 +161,15 @@ def check_heading(path: Path, heading: Sequence[str]) -> list[str]:
     steps = np.diff(numbers)
     if len(numbers) == 1 or not (steps > 0).all():
         raise MedlmError(
-            f"{path}: {len(numbers):,} of the {len(heading):,} names in its first row "
-            "are numbers. Is the heading missing? Expected the names of the columns."
+            f"{path}: of the {len(heading):,} names in its first row {len(numbers):,} "
+            "can be read as numbers. Is the heading "
+            "missing? Expected the names of the columns first."
         )
     if (steps == 1).all() and numbers[0] in (0, 1):  # as pandas names them
         return []
     return [
-        f"{path.name}: {len(numbers):,} of the {len(heading):,} names in its first row "
-        "are numbers. If it is no heading, one row has not been judged."
+        f"Of the {len(heading):,} names in the first row of {path.name} "
+        f"{len(numbers):,} are numbers. If it is no heading, one row is not judged."
     ]
 
 
@@ -179,16 +184,41 @@ def _known(
     path: Path, heading: Sequence[str], excluded: Sequence[str]
 ) -> dict[str, str]:
     """The columns that are left out unread."""
-    for name in excluded:
-        if name not in heading:
-            tables.place_of(path, list(heading), name, "exclude")
-    known = dict.fromkeys(excluded, "named by --exclude")
-    for place, name in enumerate(heading, start=1):
-        if name in NOT_MEASURED:
-            known.setdefault(name, NOT_MEASURED[name])
+    found = (place_of(path, heading, name, "exclude", many=True) for name in excluded)
+    known = {heading[place]: "named by --exclude" for place in found}
+    for name in heading:
+        if name.strip().lower() in NOT_MEASURED:
+            known.setdefault(name, NOT_MEASURED[name.strip().lower()])
         elif not name.strip():
-            known[name] = f"column {place:,} has no name"
+            known[name] = "it has no name"
     return known
+
+
+def place_of(
+    path: Path, heading: Sequence[str], name: str, what: str, many: bool = False
+) -> int:
+    """Where the column of this name stands, whatever blanks surround its heading.
+
+    Parameters
+    ----------
+    path, heading, name
+        The file, the names of its columns, and the one that is looked for.
+    what
+        The option that names it.
+    many
+        Whether several columns may have the name.
+
+    Raises
+    ------
+    MedlmError
+        If there is none, or more than one.
+    """
+    if name not in heading:
+        alike = [other for other in heading if other.strip() == name.strip()]
+        name = alike[0] if alike else name
+    if many and name in heading:
+        return heading.index(name)
+    return tables.place_of(path, list(heading), name, what)
 
 
 def _columns(
@@ -199,7 +229,7 @@ def _columns(
 ) -> list[Column]:
     """The columns to read: those named, or all that are not known to be left out."""
     if names:
-        places = [tables.place_of(path, heading, name, "columns") for name in names]
+        places = [place_of(path, heading, name, "columns") for name in names]
     else:
         places = [n for n, name in enumerate(heading) if name not in left_out]
     return [Column(path, heading[place], place) for place in places]
@@ -245,7 +275,8 @@ class Column:
         self.plain = self.points = 0  # numbers, and those with a decimal point
         self.comma = 0  # numbers with a decimal comma, which are read if all have one
         self.is_thousand = True  # three digits follow each comma
-        self.has_zeros = False  # whole numbers such as 007
+        self.zeros = 0  # whole numbers such as 007
+        self.widths: set[int] = set()  # digits of whole numbers; 0 for others
         self.gaps, self.first_gap = 0, (0, "")
         self.huge, self.first_huge = 0, (0, "")
         self.strange: dict[str, int] = {}  # the kind of a value that is none, how often
@@ -271,7 +302,9 @@ class Column:
         else:
             self.plain += 1
             self.points += "." in text
-            self.has_zeros |= text[0] == "0" and text[1:2].isdecimal()
+            width = len(text) if text.isdecimal() else 0
+            self.zeros += width > 1 and text[0] == "0"
+            self.widths.add(width)
         self.values.append(value)
 
     def _strange(self, line: int, text: str) -> float:
@@ -324,8 +357,8 @@ class Column:
             return f"no value in {self.gaps:,} of {self.gaps + present:,} rows"
         if self.gaps or self.huge:
             return ""  # which `refuse_faults` says
-        if self.has_zeros:
-            return "whole numbers written with a 0 in front: a code"
+        if self.zeros and len(self.widths) == 1 and min(self.widths) >= 4:
+            return "whole numbers of one width, with a 0 in front: a code"
         return identifier(known)
 
     def _why_strange(self, present: int, warnings: list[str]) -> str:
@@ -340,15 +373,23 @@ class Column:
         if self.plain:
             why = f"{self.strangers:,} of {present:,} values are no numbers, {where}"
         elif kind in _NEAR:
-            why = f"numbers with {kind}, {where} ({_quoted(text)})"
+            why = f"numbers with {self._near(kind)}, {where} ({_quoted(text)})"
         else:
             why = f"{kind}, {where}" if kind == "text" else kind
-        if 2 * self.plain >= present or near >= NEARLY_ALL * present:
+        if 2 * self.plain >= present or self.plain + near >= NEARLY_ALL * present:
             warnings.append(
                 f"Column {self.name!r} is left out although it looks like one of "
                 f"numbers: {why}. Write each as a number with a decimal point."
             )
         return why
+
+    def _near(self, kind: str) -> str:
+        """Why a program cannot read what a person takes for a number."""
+        if kind != "a decimal comma":
+            return kind
+        if self.is_thousand:
+            return "a comma that may mark thousands or decimals"
+        return f"{kind}, where others have a point" if self.points else kind
 
     def refuse_faults(self, is_named: bool) -> None:
         """Refuse a value that cannot be used.
@@ -371,7 +412,7 @@ class Column:
                 line,
                 f"{_quoted(text)}{_more(self.huge)}; expected numbers up to 1e15 in "
                 "size, for the squares of larger ones are beyond what is computed, and "
-                "few measurements are. If it is one, write it in another unit.",
+                "few measurements are. If it is one, write it in another unit",
                 is_named,
             )
         if self.gaps:
@@ -379,21 +420,19 @@ class Column:
             raise self._error(
                 line,
                 f"{repr(text) if text else 'nothing'}{_more(self.gaps)}; expected a "
-                "finite number in every row. Fill it in, or leave the row out.",
+                "finite number in every row. Fill it in, leave the row out",
                 is_named,
             )
 
     def _no_number(self, is_named: bool) -> MedlmError:
         kind = min(self.first, key=lambda one: self.first[one][0])
         line, text = self.first[kind]
-        why = f" ({kind})" if kind in _NEAR else ""
-        if kind == "a decimal comma" and self.points:
-            why = " (a decimal comma, where others have a point)"
+        why = f" ({self._near(kind)})" if kind in _NEAR else ""
         share = f"{self.plain:,} of {self.plain + self.strangers:,} values are numbers"
         return self._error(
             line,
             f"{_quoted(text)} is no number{why}{_more(self.strangers)}; expected one, "
-            f"with a decimal point: {share}. Correct it.",
+            f"with a decimal point: {share}. Correct it",
             is_named,
         )
 
@@ -402,15 +441,27 @@ class Column:
         if not is_named:
             way_out = f"leave the column out: --exclude {_shell(self.name)}"
         where = f"{self.path}, {_where(self.path, line)}, column {self.name!r}"
-        return MedlmError(f"{where}: {words} Or {way_out}.")
+        return MedlmError(f"{where}: {words}, or {way_out}.")
 
     def doubts(self) -> list[str]:
         """What may be a mistake in a column that is used and not named."""
+        found = []
         why = perhaps_identifier(self.numbers)
-        return [
-            f"Column {self.name!r} may be an identifier: {why}. It takes part; to "
-            f"leave it out: --exclude {_shell(self.name)}."
-        ] * bool(why)
+        if not why and self.zeros:
+            why = f"{self.zeros:,} of its whole numbers are written with a 0 in front"
+        if why:
+            found.append(
+                f"Column {self.name!r} may be an identifier or a code: {why}. It takes "
+                f"part; to leave it out: --exclude {_shell(self.name)}."
+            )
+        for value in stand_ins(self.numbers):
+            count = int((self.numbers == value).sum())
+            found.append(
+                f"Column {self.name!r} holds {value:g}{_rows(count)}, far from all "
+                "other values. If it stands for a missing value, correct it: such rows "
+                "are flagged for that alone."
+            )
+        return found
 
 
 def parse(text: str) -> float:
@@ -443,7 +494,7 @@ def _quoted(text: str) -> str:
     if len(text) <= _SHOWN or (len(text) <= 20 and kind_of(text) in _NEAR):
         return repr(text)
     if _is_large(text):
-        return text[:20]
+        return repr(text[:20])
     if kind_of(text) == "dates or times":
         return "a date or time"
     return f"a text of {len(text):,} characters"
@@ -462,6 +513,10 @@ def _where(path: Path, line: int) -> str:
 
 def _more(count: int) -> str:
     return f" (the first of {count:,})" if count > 1 else ""
+
+
+def _rows(count: int) -> str:
+    return " in 1 row" if count == 1 else f" in {count:,} rows"
 
 
 def _shell(name: str) -> str:
@@ -554,3 +609,26 @@ def _are_dates(values: np.ndarray) -> bool:
     is_year = (year >= 1850) & (year <= 2150)
     is_day = (month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)
     return bool((is_year & is_day).all())
+
+
+# Stand-ins ----------------------------------------------------------------------------
+
+
+def stand_ins(values: np.ndarray) -> list[float]:
+    """Values such as -999 or 9999 that lie further off than all others are apart.
+
+    Parameters
+    ----------
+    values
+        (rows,)
+    """
+    found = []
+    for value in (values.min(), values.max()):
+        rest = values[values != value]
+        digits = f"{abs(value):.15g}"
+        if not len(rest) or not set(digits) <= {"9"}:
+            continue
+        gap = np.abs(rest - value).min()
+        if gap > rest.max() - rest.min():
+            found.append(float(value))
+    return found

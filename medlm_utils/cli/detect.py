@@ -50,7 +50,7 @@ _REFERENCE = 1000  # usual rows whose scores say what is usual
 # By which share of their length equal rows may differ: as they are computed with, and
 # as an encoder makes them of one text in batches of different width.
 _ROUNDING = 1e-6
-_OF_AN_ENCODER = {"float32": 1e-5, "bfloat16": 5e-3, "float16": 1e-3}
+_OF_AN_ENCODER = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 1e-2}
 
 REMINDER = (
     "Reminder: identifiable patient data do not belong on a shared machine. Scores and "
@@ -142,12 +142,15 @@ def prepare(chosen: argparse.Namespace) -> Plan:
         source = sources.read_texts(chosen.input, texts, must_differ=not chosen.fit)
     else:
         source = sources.read_columns(chosen.input, named, excluded)
-    usual = _read_usual(chosen.fit, source, texts) if chosen.fit else None
-    if is_table:
-        source, usual = sources.without_constant(source, usual, bool(named))
+    usual = _read_usual(chosen, source, texts) if chosen.fit else None
     budget = chosen.budget or max(1, min(MOST, int(SHARE * source.count)))
     plan = Plan(chosen, source, usual, detector, metric, budget, started)
-    _check_rows(plan)
+    _check_counts(plan)
+    if is_table:
+        source, usual = sources.without_constant(source, usual, bool(named))
+        plan = dataclasses.replace(plan, source=source, usual=usual)
+    else:
+        _check_vectors(plan)
     _check_outputs(plan)
     return plan
 
@@ -232,11 +235,18 @@ def _names(chosen: argparse.Namespace, option: str) -> tuple[str, ...]:
 
 
 def _read_usual(
-    path: Path, source: sources.Source, texts: Sequence[str]
+    chosen: argparse.Namespace, source: sources.Source, texts: Sequence[str]
 ) -> sources.Source:
     """The rows to fit on, which must be like those of the source."""
+    path, is_named = chosen.fit, chosen.columns is not None
     if source.columns:
-        return sources.read_columns(path, source.columns)
+        lacking = sources.lacking(path, source.columns)
+        if lacking and not is_named:
+            raise MedlmError(
+                f"{path} has no column {lacking[0]!r}, which is compared in "
+                f"{source.path}; expected its columns. Leave it out with --exclude."
+            )
+        return sources.read_columns(path, source.columns, is_named=is_named)
     if source.values is None:
         return sources.read_texts(path, texts)
     usual = sources.read_array(path, None, ())
@@ -249,7 +259,7 @@ def _read_usual(
     return usual
 
 
-def _check_rows(plan: Plan) -> None:
+def _check_counts(plan: Plan) -> None:
     source, fitted, budget = plan.source, plan.fitted, plan.budget
     if budget > source.count:
         raise MedlmError(
@@ -258,12 +268,16 @@ def _check_rows(plan: Plan) -> None:
         )
     least = plan.detector.least_rows()
     if fitted.count < least:
+        rows = "1 row" if fitted.count == 1 else f"{fitted.count:,} rows"
         raise MedlmError(
-            f"{fitted.path} has {fitted.count:,} rows; {plan.chosen.detector} compares "
-            f"each row with {least - 1} others, and needs at least {least}."
+            f"{fitted.path} has {rows}; {plan.chosen.detector} "
+            f"compares each row with {least - 1} others, and needs at least {least}."
         )
-    if not source.columns:
-        _refuse_equal(fitted)
+
+
+def _check_vectors(plan: Plan) -> None:
+    source, fitted = plan.source, plan.fitted
+    _refuse_equal(fitted)
     if plan.metric == "cosine":
         _refuse_zeros(source)
         _refuse_zeros(fitted)
@@ -368,11 +382,13 @@ def _announce(plan: Plan, team: Team) -> None:
         team.say(f"Left out: {tables.listing([name])}, {why}")
     for warning in plan.warnings:
         team.say(f"Warning: {warning}")
-    if plan.chosen.budget is None:
-        rows = "1 row is" if plan.budget == 1 else f"{plan.budget:,} rows are"
-        team.say(f"{rows} to be flagged: a tenth, at most {MOST}; --budget says more")
     how = f"usual rows of {plan.usual.path.name}" if plan.usual else "the others"
-    team.say(f"{source.count:,} rows, each compared with {how}")
+    few = "1 is" if plan.budget == 1 else f"{plan.budget:,} are"
+    why = " (a tenth, at most 20; --budget says more)"
+    team.say(
+        f"{source.count:,} rows, each compared with {how}; {few} to be flagged"
+        f"{why if plan.chosen.budget is None else ''}"
+    )
 
 
 def vectors(

@@ -119,7 +119,7 @@ def read_texts(path: Path, names: Sequence[str], must_differ: bool = True) -> So
     """
     reading = iter(tables.rows(path))
     _, heading = next(reading)
-    places = [tables.place_of(path, heading, name, "text") for name in names]
+    places = [measured.place_of(path, heading, name, "text") for name in names]
     source = Source(path, 0, table=path, heading=tuple(heading), texts=tuple(places))
     missing, count, first, differ = [], 0, "", False
     for line, fields in reading:
@@ -141,13 +141,16 @@ def read_texts(path: Path, names: Sequence[str], must_differ: bool = True) -> So
 
 
 def read_columns(
-    path: Path, names: Sequence[str], excluded: Sequence[str] = ()
+    path: Path,
+    names: Sequence[str],
+    excluded: Sequence[str] = (),
+    is_named: bool | None = None,
 ) -> Source:
     """The numbers of a table.
 
     Parameters
     ----------
-    path, names, excluded
+    path, names, excluded, is_named
         As in `columns.read`.
 
     Raises
@@ -155,7 +158,7 @@ def read_columns(
     MedlmError
         As in `columns.read`.
     """
-    read = measured.read(path, names, excluded)
+    read = measured.read(path, names, excluded, is_named)
     return Source(
         path,
         read.count,
@@ -166,6 +169,13 @@ def read_columns(
         read.heading,
         warnings=read.warnings,
     )
+
+
+def lacking(path: Path, names: Sequence[str]) -> list[str]:
+    """The names that no column of a table has."""
+    _, heading = next(iter(tables.rows(path)))
+    known = {name.strip() for name in heading}
+    return [name for name in names if name.strip() not in known]
 
 
 def without_constant(
@@ -279,7 +289,7 @@ def _beside_table(source: Source, table: Path, names: Sequence[str]) -> Source:
     """The array with the CSV file that it was made of."""
     reading = iter(tables.rows(table))
     _, heading = next(reading)
-    places = tuple(tables.place_of(table, heading, name, "text") for name in names)
+    places = tuple(measured.place_of(table, heading, name, "text") for name in names)
     count = sum(1 for _ in reading)
     if count != source.count:
         raise MedlmError(
