@@ -19,7 +19,15 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from medlm_utils import anomaly, runtime
-from medlm_utils.cli import detect_report, files, predict, reading, sources, tables
+from medlm_utils.cli import (
+    detect_report,
+    files,
+    predict,
+    processes,
+    reading,
+    sources,
+    tables,
+)
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.search import Found, Plan
 from medlm_utils.runtime import MedlmError
@@ -71,6 +79,7 @@ def add_commands(groups: Groups) -> None:
     add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
     reading.add_options(command)
+    processes.add_precision(command)
     add("--force", action="store_true", help="replace the output if it is there")
     command.set_defaults(run=run_detect)
 
@@ -368,7 +377,8 @@ def _embedded(
     """The vectors of all texts, in pieces, made as `medlm embed` makes them."""
     from medlm_utils import bert
 
-    compute = functools.partial(bert.embed, precision=team.profile.precision)
+    precision = team.precision(plan.chosen.precision)
+    compute = functools.partial(bert.embed, precision=precision)
     notes = sources.Texts(source.path, ("text",), 0, source.count, source)
     read = reading.Reading(model, plan.chosen.tokens, plan.chosen.long)
     for _, piece in predict.computed(plan.chosen, team, notes, model, read, compute):
