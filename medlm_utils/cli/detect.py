@@ -24,6 +24,7 @@ from medlm_utils.cli import (
     detect_report,
     files,
     predict,
+    processes,
     reading,
     sources,
     tables,
@@ -88,6 +89,7 @@ def add_commands(groups: Groups) -> None:
     add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
     reading.add_options(command)
+    processes.add_precision(command)
     add("--force", action="store_true", help="replace the output if it is there")
     command.set_defaults(run=run_detect)
 
@@ -460,7 +462,8 @@ def _embedded(
     """The vectors of all texts, in pieces, made as `medlm embed` makes them."""
     from medlm_utils import bert
 
-    compute = functools.partial(bert.embed, precision=team.profile.precision)
+    precision = team.precision(plan.chosen.precision)
+    compute = functools.partial(bert.embed, precision=precision)
     notes = sources.Texts(source.path, ("text",), 0, source.count, source)
     for _, piece in predict.computed(plan.chosen, team, notes, model, read, compute):
         yield piece
