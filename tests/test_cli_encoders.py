@@ -66,7 +66,6 @@ REFUSED = {
         "'t5': it has a decoder beside its encoder; expected an encoder such as BERT",
     ),
     "FNet": ({}, "'fnet': the padding beside a text changes what it says"),
-    "ViT": ({"image_size": 32}, "'vit': it does not read tokens"),
 }
 OWN_SIZES = ("DistilBert", "XLNet", "GPT2", "T5")  # which call theirs otherwise
 
@@ -296,7 +295,7 @@ def test_a_hub_that_has_only_a_pickle(hub: Path) -> None:
         ("LocalEntryNotFoundError", True, "and downloads are forbidden. Name a folder"),
         ("RepositoryNotFoundError", False, "no such model or revision on the Hugging"),
         ("RevisionNotFoundError", False, "no such model or revision on the Hugging"),
-        ("GatedRepoError", False, "is gated: accept its terms .* hf auth login"),
+        ("GatedRepoError", False, "is gated: accept its terms .* `hf auth login`"),
         ("", False, "did not deliver 'dmis-lab/tiny': It rained. Name a folder"),
     ],
 )
@@ -434,6 +433,19 @@ def test_equal_notes_of_the_vocabulary_are_no_fault_of_the_reading(
 
 
 # Precision, seed, names ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lacks", ["", "amx_tile", "avx512_bf16"])
+def test_bfloat16_is_fast_where_there_are_matrix_units(
+    lacks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    for name in ("amx_tile", "avx512_bf16"):
+        has = name != lacks
+        monkeypatch.setattr(torch.cpu, f"_is_{name}_supported", lambda has=has: has)
+    expected = "float32" if lacks else "bfloat16"
+    assert runtime.fast_precision(runtime.PROFILES["cpu"]) == expected
 
 
 def test_the_fast_precision_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
