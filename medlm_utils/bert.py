@@ -64,6 +64,7 @@ BLOCK_NAMES = {
 POOLINGS = ("mean", "pooler")  # how a classifier makes one vector of many
 _BETAS = (0.9, 0.999)  # of AdamW, as BERT was fine-tuned
 _FORMAT = 1  # of a saved classifier
+_FORWARD_SHARE = 3  # a step is a forward pass, and a backward one of twice its cost
 _KEPT = {"labels", "pooling", "temperature", "longest", "dropout", "tokenizer"}
 _TOKENIZER_FILES = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model"),
@@ -1110,6 +1111,12 @@ class LabelledBatches(text.DocumentBatches):
         super().__init__(rows, size, seed)
         self.labels = _checked_targets(labels, len(self.rows))
 
+    def tokens(self, steps: int) -> np.ndarray:
+        """(steps,) token numbers in each batch, padding included: its cost."""
+        epochs = map(self._order, range(-(-steps // len(self))))
+        batches = (chosen for epoch in epochs for chosen in epoch)
+        return np.array([len(c) * self._lengths[c].max() for c in batches])[:steps]
+
     def _batch_of(self, chosen: np.ndarray) -> Any:
         rows = [self.rows[row] for row in chosen]
         return *rectangle(rows), self.labels[torch.from_numpy(chosen)]
@@ -1601,6 +1608,8 @@ def finetune(
             **({} if factors is None else {"weights": factors.tolist()}),
         },
         progress=progress,
+        work=batches.tokens(steps),
+        evaluation_work=sum(map(len, val_rows)) / _FORWARD_SHARE,
         accelerator=accelerator,
     )
     loss, right, f1 = (

@@ -98,8 +98,8 @@ class Team:
     def precision(self, wanted: str = "auto") -> str:
         """What is computed in, once `wanted` is one of `PRECISIONS`.
 
-        Automatic is what is fast here: on a GPU that of the profile, on a processor
-        bfloat16 where it multiplies it, else float32.
+        Automatic is what is fast here, `runtime.fast_precision`: on a GPU that of the
+        profile, on a processor bfloat16 where it has matrix units, else float32.
         """
         if wanted != "auto":
             return wanted
