@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medlm_utils.cli import formats, tables
+from medlm_utils.cli import formats, splits, tables
 from medlm_utils.runtime import MedlmError
 
 HEADING = ["patient", "text", "age", "label"]
@@ -302,3 +302,132 @@ def test_numbers_of_parquet_are_those_of_numpy(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"x": values}), tmp_path / "x.parquet")
     _, *found = (fields[0] for _, fields in tables.rows(tmp_path / "x.parquet"))
     assert (np.array(found, float) == values).all()
+
+
+# Patients and labels that differ in writing only --------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [
+        (["5", "5.0", "005", " 5", "5.", "+5", "５"], 1),
+        (["p5", "P5", " p5 "], 1),
+        (["Ward  A", "ward a"], 1),
+        (["5.5", "5.50", "05.5"], 1),
+        (["5", "50", "0.5", "-5", "5a", "5e0", "p05", "p5", "500", "0"], 10),
+        (["0", "00", "0.0"], 1),
+    ],
+)
+def test_plain_names(names: list[str], count: int) -> None:
+    assert len(set(map(tables.plain, names))) == count
+
+
+def notes(name: str, *each: str, separator: str | None = None) -> tables.Table:
+    """Notes written as ``patient text label``."""
+    patient, text, label = zip(*(note.split() for note in each), strict=True)
+    return tables.Table(Path(name), name, text, label, patient, separator)
+
+
+@pytest.mark.parametrize("other", ["5.0", "005", "5"])
+def test_one_patient_in_two_files_is_refused_however_it_is_written(other: str) -> None:
+    parts = {
+        "training": notes("train.csv", "5 a x", "6 b y"),
+        "validation": notes("val.csv", f"{other} c x"),
+    }
+    with pytest.raises(MedlmError, match=r"train.csv .*val.csv .*plit by patient"):
+        tables.check_parts(parts)
+
+
+def test_one_patient_in_one_file_is_a_warning_and_counts_once() -> None:
+    training = notes("train.csv", "p5 a x", "P5 b y", "7 c x", "7.0 d x", "8 e x")
+    other = notes("val.csv", "p6 f x")
+    (said,) = tables.check_parts({"training": training, "validation": other})
+    assert "'p5' and 'P5'" in said and "first of 2 such cases" in said
+    assert len(set(training.groups)) == 3 and training.patient[1] == "P5"
+
+
+def test_labels_that_differ_in_writing_only_are_a_warning() -> None:
+    training = notes("train.csv", "p a 1", "q b 1.0", "r c Yes", "s d yes")
+    (said,) = tables.check_parts({"training": training, "v": notes("v", "t f 1")})
+    assert "'1' and '1.0'" in said and "first of 2 such cases" in said
+    with pytest.raises(MedlmError, match="'YES' may be 'yes', written another way"):
+        tables.check_parts({"training": training, "v": notes("v", "t f YES")})
+
+
+def test_cells_with_several_labels_are_a_warning_unless_they_are_read_so() -> None:
+    each = ["p a x|y", "q b x", "r c y"]
+    other = {"v": notes("v", "s d x", separator="|")}
+    (said,) = tables.check_parts({"training": notes("t", *each), **other})
+    assert "'x|y'" in said and "--multi-label '|'" in said
+    several = notes("t", *each, separator="|")
+    assert tables.check_parts({"training": several, **other}) == []
+    assert several.classes == ("x", "y") and several.labels[0] == ("x", "y")
+
+
+def test_a_missing_label_is_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "notes.csv"
+    path.write_text("text,label\nCough,NA\nFever,x|n/a\nPain,x||y|\n")
+    with pytest.raises(MedlmError, match=r"in line 2; .*holds 'NA', which counts as"):
+        tables.read(path, "text", "label", None)
+    with pytest.raises(MedlmError, match="2 rows without a label"):
+        tables.read(path, "text", "label", None, "|")
+    path.write_text("text,label\nPain,x||y|\n")
+    table = tables.read(path, "text", "label", None, "|")
+    assert table.labels == (("x", "y"),)
+
+
+# One file in three parts --------------------------------------------------------------
+
+
+def many_notes(count: int, named: bool = True) -> tables.Table:
+    """Two notes a patient, who is written in two ways; label c is rare."""
+    rng = np.random.default_rng(0)
+    label = rng.choice(["a", "b", "c"], count, p=[0.6, 0.3, 0.1])
+    label = label[np.arange(count) // 2]  # both notes of a patient have the same
+    patient = [f"{n // 2}{'.0' * (n % 2)}" for n in range(count)]
+    text = [f"note {n // 2}" for n in range(count)]
+    known = tuple(patient) if named else None
+    return tables.Table(Path("n.csv"), "n", tuple(text), tuple(label), known)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_split_keeps_patients_together_and_labels_alike(named: bool) -> None:
+    """Without patients, notes with the same words stay together."""
+    table = many_notes(400, named)
+    split = splits.draw(table, 3)
+    parts = split.parts
+    assert list(parts) == ["training", "validation", "test"]
+    assert sorted(np.concatenate(list(split.rows.values()))) == list(range(400))
+    units = [set(part.groups if named else part.text) for part in parts.values()]
+    assert sum(map(len, units)) == 200 == len(set.union(*units))
+    assert [len(unit) for unit in units] == pytest.approx([120, 40, 40], abs=2)
+    whole = table.label.count("c") / 400
+    for part in parts.values():
+        assert part.label.count("c") / len(part) == pytest.approx(whole, abs=0.02)
+    assert split.digest == splits.draw(table, 3).digest != splits.draw(table, 4).digest
+
+
+def test_a_written_split_is_the_same_again(tmp_path: Path) -> None:
+    table = many_notes(40)
+    split = splits.draw(table, 0)
+    path = tmp_path / "split.csv"
+    split.write(path)
+    again = splits.read(path, table)
+    assert again.digest == split.digest
+    assert again.parts == split.parts
+    good = path.read_text()
+    for bad in (
+        good.replace("\n2,", "\n3,"),
+        good.replace("training", "train"),
+        good.replace("\n2,0.0,", "\n2,7,"),
+        good[: good.index("\n40,") + 1],
+        good + "41,9,test\n",
+    ):
+        path.write_text(bad)
+        with pytest.raises(MedlmError, match="split"):
+            splits.read(path, table)
+
+
+def test_too_few_patients_for_a_split() -> None:
+    with pytest.raises(MedlmError, match=r"n.csv has 2 different patients, too few"):
+        splits.draw(many_notes(4), 0)

@@ -181,6 +181,7 @@ def _write(
     for name, of_part in logits.items():
         answers = results.answers(model, results.shares(model, of_part))
         _write_predictions(out / f"predictions_{name}.csv", run, name, answers)
+    team.say(results.epochs_in_words(tuned.loss))
     team.say("Comparing with counting words")
     machine = {"device": team.profile.device, "processes": team.size}
     content = results.content(run, tuned, logits, remark, cut, machine)

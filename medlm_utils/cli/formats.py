@@ -9,6 +9,7 @@ Excel and Parquet are read by openpyxl and pyarrow themselves: pandas would make
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import gzip
@@ -278,10 +279,11 @@ def _excel(path: Path) -> Iterator[Row]:
     """The only visible sheet that is not empty; numbers of rows are those of Excel."""
     openpyxl = _needed("openpyxl", path)
     try:
-        with path.open("rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of charts, rules and other extras
-            book = openpyxl.load_workbook(file, read_only=True, data_only=True)
-            yield from _sheet_rows(_only_sheet(path, book))
+        with path.open("rb") as file:
+            with _quiet():
+                book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+                sheet = _only_sheet(path, book)
+            yield from _sheet_rows(sheet)
     except MedlmError:
         raise
     except Exception as error:  # openpyxl has many for what is damaged
@@ -310,9 +312,21 @@ def _only_sheet(path: Path, book: Any) -> Any:
     return filled[0]
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without openpyxl's warnings of charts, rules and other extras."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _sheet_rows(sheet: Any) -> Iterator[Row]:
-    width = 0
-    for number, cells in enumerate(sheet.iter_rows(), start=1):
+    reading, width = sheet.iter_rows(), 0
+    for number in itertools.count(1):
+        with _quiet():  # never over a yield, which others' warnings would pass
+            cells = next(reading, None)
+        if cells is None:
+            return
         fields = [_excel_field(cell) for cell in cells]
         while fields and not fields[-1]:
             fields.pop()

@@ -198,8 +198,8 @@ def epochs_in_words(loss: Sequence[float]) -> str:
     if best == len(loss):
         return f"{kept}: it still fell in the last one. More epochs may help."
     return (
-        f"{kept}; after that it rose, to {loss[-1]:.3f} at the end. More epochs would "
-        "hardly help; the later ones are left out."
+        f"{kept}; later it was no smaller ({loss[-1]:.3f} at the end), so the later "
+        "epochs are left out, and more would hardly help."
     )
 
 

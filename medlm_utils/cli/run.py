@@ -136,11 +136,7 @@ class Run:
         """(classes,), as `bert.finetune` takes them: the rarer, the more."""
         if not self.chosen.class_weights:
             return None
-        label, classes = self.numbers("training"), len(self.model.labels)
-        if label.ndim == 1:
-            return len(label) / (classes * np.bincount(label, minlength=classes))
-        yes = label.sum(axis=0)
-        return np.where(yes < len(label), (len(label) - yes) / yes, 1.0)
+        return balanced_weights(self.numbers("training"), len(self.model.labels))
 
     @property
     def trained(self) -> int:
@@ -239,6 +235,23 @@ def _read_all(
             "predicted labels; rename it, or is '|' the separator?"
         )
     return found
+
+
+def balanced_weights(label: np.ndarray, classes: int) -> np.ndarray:
+    """(classes,) weights: of a class the inverse of its frequency, 1 on average.
+
+    Parameters
+    ----------
+    label
+        (notes,) class numbers: the weights of all notes sum to their number. Or
+        (notes, classes) 0 or 1: a yes then weighs as many as there are without it.
+    classes
+        How many there are; all of them occur.
+    """
+    if label.ndim == 1:
+        return len(label) / (classes * np.bincount(label, minlength=classes))
+    yes = label.sum(axis=0)
+    return np.where(yes < len(label), (len(label) - yes) / yes, 1.0)
 
 
 def weights_sha256(model: str) -> str:

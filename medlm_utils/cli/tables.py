@@ -22,6 +22,7 @@ from medlm_utils.runtime import MedlmError
 
 # How programs write that there is no value; "none" is left out, for it can be a class.
 MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
+MISSING |= {"#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!"}  # of Excel
 ENOUGH = 50  # patients, or notes, below which an interval is somewhat too narrow
 _LOOK = 200  # rows in which a value of the first one may come again
 LONGEST_NAME = 40  # of what is quoted in an error: what is longer may be a note
