@@ -283,10 +283,39 @@ def fast_precision(profile: Profile) -> str:
     return "bfloat16" if is_faster else profile.precision
 
 
+def checked_seed(seed: int, name: str = "seed") -> int:
+    """The seed, refused where a generator does not take it.
+
+    Parameters
+    ----------
+    seed
+        NumPy's old generator takes the fewest.
+    name
+        Of what the reader has set.
+
+    Raises
+    ------
+    MedlmError
+        If it is not from 0 to 2**32 - 1.
+    """
+    if not 0 <= seed < 2**32:
+        raise MedlmError(
+            f"{name} is {seed}; expected a whole number from 0 to {2**32 - 1}."
+        )
+    return seed
+
+
 def seed_everything(seed: int) -> None:
-    """Seed Python's, NumPy's and torch's generators; ask cuBLAS to repeat itself."""
+    """Seed Python's, NumPy's and torch's generators; ask cuBLAS to repeat itself.
+
+    Raises
+    ------
+    MedlmError
+        As in `checked_seed`.
+    """
     import torch
 
+    checked_seed(seed)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     random.seed(seed)
     np.random.seed(seed)

@@ -24,6 +24,7 @@ from medlm_utils.cli import (
     detect_report,
     files,
     predict,
+    processes,
     reading,
     sources,
     tables,
@@ -88,6 +89,7 @@ def add_commands(groups: Groups) -> None:
     add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
     reading.add_options(command)
+    processes.add_precision(command)
     add("--force", action="store_true", help="replace the output if it is there")
     command.set_defaults(run=run_detect)
 
@@ -147,6 +149,8 @@ def prepare(chosen: argparse.Namespace) -> Plan:
     plan = Plan(chosen, source, usual, detector, metric, budget, started)
     _check_counts(plan)
     if is_table:
+        if usual and not named:
+            source, usual = sources.without_counters(source, usual)
         source, usual = sources.without_constant(source, usual, bool(named))
         plan = dataclasses.replace(plan, source=source, usual=usual)
     else:
@@ -460,7 +464,8 @@ def _embedded(
     """The vectors of all texts, in pieces, made as `medlm embed` makes them."""
     from medlm_utils import bert
 
-    compute = functools.partial(bert.embed, precision=team.profile.precision)
+    precision = team.precision(plan.chosen.precision)
+    compute = functools.partial(bert.embed, precision=precision)
     notes = sources.Texts(source.path, ("text",), 0, source.count, source)
     for _, piece in predict.computed(plan.chosen, team, notes, model, read, compute):
         yield piece
@@ -514,7 +519,8 @@ def find(plan: Plan, rows: np.ndarray, usual: np.ndarray | None, team: Team) -> 
         )
     order = np.argsort(-scores, kind="stable")
     middle = _middle(plan, usual, scores)
-    rounding = _rounding(plan, rows, middle, team.profile.precision)
+    precision = team.precision(plan.chosen.precision)
+    rounding = _rounding(plan, rows, middle, precision)
     above = int((scores > middle + rounding).sum())
     if not above:
         raise _nothing_stands_out(plan, scores, middle)
@@ -626,7 +632,7 @@ def _write(
     plan: Plan, found: Found, read: list[reading.Reading | None], team: Team
 ) -> None:
     """The scores, the page and the report: all three or none."""
-    content = detect_report.content(plan, found, read, team.profile.device)
+    content = detect_report.content(plan, found, read, team)
     page = detect_report.page(content)
     with contextlib.ExitStack() as stack:
         # The scores are opened first, so that they get their name last.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medlm_utils import runtime
-from medlm_utils.cli import files, report, results
+from medlm_utils.cli import files, processes, report, results
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.reading import Reading
 from medlm_utils.cli.run import Run
@@ -43,7 +43,10 @@ def add_commands(groups: Groups) -> None:
     add("--label", metavar="COLUMN", default="label", help=text)
     text = "of whose note it is; default: patient, where there is one"
     add("--patient", metavar="COLUMN", help=text)
-    text = f"minilm, bert-base-uncased, or a folder with an encoder; {shown}"
+    text = (
+        "minilm, bert-base-uncased, a folder with an encoder, or owner/name on the "
+        f"Hugging Face Hub; {shown}"
+    )
     add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     add("--epochs", metavar="N", type=int, default=3, help=f"over the notes; {shown}")
     add("--batch", metavar="N", type=int, default=16, help=f"notes a step; {shown}")
@@ -53,6 +56,7 @@ def add_commands(groups: Groups) -> None:
     add("--rate", metavar="R", type=float, default=1e-4, help=text)
     text = f"share of hidden values left out in training; {shown}"
     add("--dropout", metavar="R", type=float, default=0.1, help=text)
+    processes.add_precision(command)
     add("--seed", metavar="S", type=int, default=runtime.SEED, help=shown)
     text = f"steps between two checkpoints; {shown}"
     add("--checkpoint-every", metavar="N", type=int, default=200, help=text)
@@ -66,7 +70,7 @@ def run_finetune(chosen: argparse.Namespace) -> int:
     team = Team()
     with team.one_voice():
         team.say(REMINDER)
-        run = team.all_do(lambda: Run.prepare(chosen, team.profile.precision))
+        run = team.all_do(lambda: Run.prepare(chosen, team.precision(chosen.precision)))
         folder = files.RunFolder(chosen.out, run.identity)
         try:
             needed = run.needed_bytes

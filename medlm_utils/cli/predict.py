@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from medlm_utils.cli import files, reading, results, tables
+from medlm_utils.cli import files, processes, reading, results, tables
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.reading import Reading
 from medlm_utils.runtime import MedlmError
@@ -40,8 +40,8 @@ def add_commands(groups: Groups) -> None:
     text = "one vector for each note: the mean of its last hidden states"
     command = groups.add_parser("embed", help=text, description=text)
     text = (
-        "minilm, bert-base-uncased, a folder with an encoder, or the folder model of a "
-        "run; default: %(default)s"
+        "minilm, bert-base-uncased, a folder with an encoder, the folder model of a "
+        "run, or owner/name on the Hugging Face Hub; default: %(default)s"
     )
     command.add_argument("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     _add_files(command, "NPY")
@@ -56,6 +56,7 @@ def _add_files(command: argparse.ArgumentParser, kind: str) -> None:
     add("--text", metavar="COLUMN", default="text", help=f"of the notes; {shown}")
     add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
     reading.add_options(command)
+    processes.add_precision(command)
     add("--force", action="store_true", help="replace the output if it is there")
 
 
@@ -70,9 +71,8 @@ def run_predict(chosen: argparse.Namespace) -> int:
         width = len(model.labels) * 12
         notes = team.all_do(lambda: _checked(chosen, model, width, added))
         read = team.all_do(lambda: Reading(model, chosen.tokens, chosen.long))
-        logits_of = functools.partial(
-            bert.predict_logits, precision=team.profile.precision
-        )
+        precision = team.precision(chosen.precision)
+        logits_of = functools.partial(bert.predict_logits, precision=precision)
 
         def shares_of(*arguments: Any, **settings: Any) -> np.ndarray:
             logits = logits_of(*arguments, **settings)
@@ -100,7 +100,8 @@ def run_embed(chosen: argparse.Namespace) -> int:
         width = model.encoder.config.hidden_size
         notes = team.all_do(lambda: _checked(chosen, model, 4 * width))
         read = team.all_do(lambda: Reading(model, chosen.tokens, chosen.long))
-        compute = functools.partial(bert.embed, precision=team.profile.precision)
+        precision = team.precision(chosen.precision)
+        compute = functools.partial(bert.embed, precision=precision)
         with _output(team, chosen.output, "wb") as file:
             if file:
                 _write_header(file, (notes.count, width))

@@ -74,7 +74,7 @@ class Reading:
             )
         if tokens is not None:
             bert.check_longest(tokens, model.positions, "--tokens")
-        self.tokenizer, self.most = model.tokenizer, model.positions
+        self.model, self.tokenizer, self.most = model, model.tokenizer, model.positions
         self.longest = model.longest if tokens is None else tokens
         self.long = long
         self.notes = self.cut = self.unread = self.alike = self.rows = 0
@@ -165,21 +165,26 @@ class Reading:
         return found
 
     def refuse_alike(self, can_read_pieces: bool = True) -> None:
-        """Refuse texts that differ and of which nothing is left that differs.
+        """Refuse texts that differ, but not in what the model reads of them.
 
         Raises
         ------
         MedlmError
-            If all rows are equal because ends were cut or pieces are unknown.
+            If all rows are equal because ends were cut or pieces are unknown, or if
+            most notes are ``unread``.
         """
-        if self.notes < 2 or len(self._seen) > 1 or not self.alike:
-            return
-        why = self._unknown_in_words() if self._is_foreign else self._cut_in_words()
-        way = _other_model() if self._is_foreign else self._way(can_read_pieces)
-        raise MedlmError(
-            f"The model reads the same in all {self.notes:,} notes, whose texts "
-            f"differ; expected notes that it can tell apart. {why} {way}".strip()
-        )
+        is_same = self.notes > 1 and self.alike and len(self._seen) == 1
+        if is_same and not self._is_foreign:
+            raise MedlmError(
+                f"The model reads the same in all {self.notes:,} notes, whose texts "
+                "differ; expected notes that it can tell apart. "
+                f"{self._cut_in_words()} {self._way(can_read_pieces)}".strip()
+            )
+        if is_same or 2 * self.unread > self.notes:
+            raise MedlmError(
+                "The model cannot read these notes; expected a language that it knows. "
+                f"{self._unknown_in_words()} {_other_model()}"
+            )
 
     @property
     def _is_foreign(self) -> bool:
@@ -221,6 +226,8 @@ class Reading:
         from medlm_utils import bert
 
         whole = bert.encode(self.tokenizer, texts, None)
+        highest = max(int(row.max()) for row in whole)
+        bert.check_vocabulary(highest + 1, self.model.encoder, "this encoder")
         return [
             (text, row, self._split(row, long))
             for text, row in zip(texts, whole, strict=True)
