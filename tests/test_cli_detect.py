@@ -629,6 +629,16 @@ def test_a_heading_of_numbers(
     assert said in found and "Chest" not in found and "78.4" not in found
 
 
+def test_a_counter_of_the_usual_rows_is_left_out(tmp_path: Path) -> None:
+    """Too few rows of the input show that it is one."""
+    usual = written(tmp_path, {"n": list(range(60)), "w": MEASURED})
+    path = csv_file(tmp_path, "n,w\n1,70\n2,71\n3,200\n")
+    words = [f"--input={path}", f"--fit={usual}", f"--output={tmp_path / 'out.csv'}"]
+    assert cli.main(["detect", *words]) == 0
+    assert report_of(tmp_path / "out.csv")["input"]["columns"] == ["w"]
+    assert flagged_in(table(tmp_path / "out.csv")) == {2}
+
+
 def test_excluded_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Both of the same name; blanks around a heading do not count."""
     body = "".join(
@@ -829,6 +839,7 @@ def test_what_was_read_of_the_texts_is_told(
     assert detected(given, "texts", out, *more) == 0
     report = report_of(out)
     read = report["reading"]
+    assert report["precision"] == "float32"
     assert {name: one["cut"] for name, one in read.items()} == {
         "texts.csv": 90,
         "usual_texts.csv": 50,

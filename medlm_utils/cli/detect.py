@@ -149,6 +149,8 @@ def prepare(chosen: argparse.Namespace) -> Plan:
     plan = Plan(chosen, source, usual, detector, metric, budget, started)
     _check_counts(plan)
     if is_table:
+        if usual and not named:
+            source, usual = sources.without_counters(source, usual)
         source, usual = sources.without_constant(source, usual, bool(named))
         plan = dataclasses.replace(plan, source=source, usual=usual)
     else:
@@ -517,7 +519,8 @@ def find(plan: Plan, rows: np.ndarray, usual: np.ndarray | None, team: Team) -> 
         )
     order = np.argsort(-scores, kind="stable")
     middle = _middle(plan, usual, scores)
-    rounding = _rounding(plan, rows, middle, team.profile.precision)
+    precision = team.precision(plan.chosen.precision)
+    rounding = _rounding(plan, rows, middle, precision)
     above = int((scores > middle + rounding).sum())
     if not above:
         raise _nothing_stands_out(plan, scores, middle)
@@ -629,7 +632,7 @@ def _write(
     plan: Plan, found: Found, read: list[reading.Reading | None], team: Team
 ) -> None:
     """The scores, the page and the report: all three or none."""
-    content = detect_report.content(plan, found, read, team.profile.device)
+    content = detect_report.content(plan, found, read, team)
     page = detect_report.page(content)
     with contextlib.ExitStack() as stack:
         # The scores are opened first, so that they get their name last.

@@ -16,6 +16,7 @@ import numpy as np
 
 from medlm_utils import anomaly, runtime
 from medlm_utils.cli import pages, reading, tables
+from medlm_utils.cli.processes import Team
 from medlm_utils.cli.search import Found, Plan
 
 Content = dict[str, Any]
@@ -48,7 +49,7 @@ def content(
     plan: Plan,
     found: Found,
     read: Sequence[reading.Reading | None],
-    device: str,
+    team: Team,
 ) -> Content:
     """What the report holds.
 
@@ -58,8 +59,8 @@ def content(
         The search and its result.
     read
         What read the texts of each of its sources.
-    device
-        The torch device that was used.
+    team
+        That knows the device and the precision.
     """
     measured = {
         "threshold": found.threshold,
@@ -73,7 +74,7 @@ def content(
     ]
     seconds = time.monotonic() - plan.started
     return {
-        **runtime.results(dict(measured), seconds, device),
+        **runtime.results(dict(measured), seconds, team.profile.device),
         "seed": plan.chosen.seed,
         "command": command(plan),
         "input": _input_facts(plan),
@@ -83,6 +84,7 @@ def content(
         "threshold": found.threshold,
         "tied_and_not_flagged": found.tied,
         "warnings": [*plan.warnings, *lost, *found.warnings],
+        "precision": team.precision(plan.chosen.precision) if any(read) else None,
         "reading": {
             source.path.name: one.facts()
             for source, one in zip(plan.sources, read, strict=True)
@@ -411,9 +413,11 @@ def _run(content: Content) -> str:
     facts = {
         "Command": content["command"],
         "Seed": str(content["seed"]),
+        "Precision": content["precision"] or "",
         "Machine": content["hardware"],
         "Time": f"{content['notebook_seconds']:,.0f} s",
         "Versions": versions,
         "Date": content["date"],
     }
-    return pages.table([], facts.items(), "", "The run", words=True)
+    shown = [(name, value) for name, value in facts.items() if value]
+    return pages.table([], shown, "", "The run", words=True)

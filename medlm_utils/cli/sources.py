@@ -225,6 +225,29 @@ def without_constant(
     return source, usual and _only(usual, same)
 
 
+def without_counters(source: Source, usual: Source) -> tuple[Source, Source]:
+    """Both less the columns that count the usual rows, for an input may be too short.
+
+    Raises
+    ------
+    MedlmError
+        If no other column is left.
+    """
+    assert usual.values is not None
+    why = {
+        n: measured.identifier(usual.values[:, n]) for n in range(len(usual.columns))
+    }
+    dropped = [place for place, reason in why.items() if reason]
+    told = {
+        source.columns[place]: f"{why[place]}, in {usual.path.name}"
+        for place in dropped
+    }
+    if len(dropped) == len(source.columns):
+        raise measured.no_numbers(source.path, source.left_out | told)
+    source = dataclasses.replace(source, left_out=source.left_out | told)
+    return _only(source, np.array(dropped, int)), _only(usual, np.array(dropped, int))
+
+
 def _only(source: Source, dropped: np.ndarray) -> Source:
     """The rows without some of their columns."""
     assert source.values is not None
