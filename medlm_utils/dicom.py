@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def _slice(path: Path, content: Any) -> Slice:
     stored = _stored(path, content)
     measured = stored.astype(np.float32) * slope + intercept
     hu, padding = settled(measured, _is_padding(stored, measured, content))
-    problem = implausible(hu, padding)
+    problem = implausible(measured, padding)
     if problem:
         raise MedlmError(f"{path} {problem}")
     maker = (text(content, "Manufacturer"), text(content, "ManufacturerModelName"))
@@ -180,14 +180,16 @@ def _head(path: str | Path) -> bytes:
 
 
 def _starts_with_a_tag(head: bytes) -> bool:
-    """Whether the first bytes are a tag of group 2 or 8: DICOM without a preamble."""
-    order = {b"\2\0": "little", b"\x08\0": "little", b"\0\x08": "big"}.get(head[:2])
-    if order is None or len(head) < 16:
+    """Whether the first bytes are a first tag of a data set: DICOM, no preamble."""
+    if len(head) < 16 or head[:2] not in (b"\2\0", b"\x08\0", b"\0\x08"):
+        return False
+    order: Literal["little", "big"] = "little" if head[0] else "big"
+    if int.from_bytes(head[2:4], order) > 0x18:  # UIDs, the type of image
         return False
     if head[4:6].isalpha() and head[4:6].isupper():
-        return True  # it names its type
-    length = int.from_bytes(head[4:8], "little")
-    return order == "little" and head[3] == 0 and length % 2 == 0 and length <= 64
+        return True  # it names the type of its value
+    length = int.from_bytes(head[4:8], order)
+    return length % 2 == 0 and length <= 64
 
 
 def _dicom(path: Path) -> Any:
@@ -411,6 +413,13 @@ def _rescale(path: Path, content: Any) -> tuple[np.float32, np.float32]:
                 + ". Its stored values cannot be turned into Hounsfield units."
             )
         found[name] = np.float32(values[0])
+    bits = number(content, "BitsStored") or 16
+    if (span := 2**bits * found["RescaleSlope"]) < 1000:
+        raise MedlmError(
+            f"{path} has {bits:.0f} bits, which reach over {span:.0f} HU; expected at "
+            "least 1000, from air to water. It is the picture of a window, and has "
+            "lost its Hounsfield units."
+        )
     return found["RescaleSlope"], found["RescaleIntercept"]
 
 
@@ -546,7 +555,7 @@ def settled(
     """An image without the values that only say that there is no image.
 
     Scanners fill what lies outside of their circle with a value far below air, and not
-    every file says so: one value that reaches from a corner, below -1024 HU.
+    every file says so: one value that reaches from a corner, at -1024 HU or below.
 
     Parameters
     ----------
@@ -563,7 +572,7 @@ def settled(
     """
     found = np.zeros(hu.shape, bool) if padding is None else padding.copy()
     for corner in {float(hu[row, column]) for row in (0, -1) for column in (0, -1)}:
-        if corner < LOWEST_HU:
+        if corner <= LOWEST_HU:
             same = _at_border(hu == corner)
             # A few equal pixels are noise.
             found |= same if same.mean() > 0.001 else False

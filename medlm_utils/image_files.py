@@ -162,6 +162,12 @@ class _Image:
     derived: str = ""
     levels: tuple[float, float] | None = None  # of 16 bits: the lowest, the highest
 
+    @property
+    def shows_little(self) -> bool:
+        """Whether it has one value, or two as the outline of an organ has."""
+        low, high = self.values.min(), self.values.max()
+        return bool(((self.values == low) | (self.values == high)).all())
+
 
 def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
     """Images as one array.
@@ -185,7 +191,7 @@ def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
     _check_reading(reading)
     _check_kind(folder, names, reading)
     rectangles, images, read, bad = [], [], [], []
-    digests = []
+    digests, empty = [], []
     for name in names:
         try:
             image = _read_one(Path(folder) / name, reading)
@@ -195,6 +201,8 @@ def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
             continue
         read.append(name)
         digests.append(_digest(image.values))
+        if image.shows_little:
+            empty.append(name)
         # Its pixels are not needed twice.
         images.append(dataclasses.replace(image, values=image.values[:0]))
     _check_bad(bad, len(names), reading.skip_bad, folder)
@@ -211,7 +219,7 @@ def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
         skipped=tuple(bad),
         header_patients=tuple(image.patient for image in images),
         digests=tuple(digests),
-        warnings=tuple(_warnings(images, read, rectangles)),
+        warnings=tuple(_warnings(images, read, empty)),
     )
 
 
@@ -363,8 +371,9 @@ def _deep(path: Path, picture: Any, offset: float | None) -> _Image:
     """Of a picture with more than 8 bits."""
     values = np.asarray(picture, np.float32)
     if offset is not None:
-        hu, padding = dicom.settled(values - np.float32(offset))
-        problem = dicom.implausible(hu, padding)
+        measured = values - np.float32(offset)
+        hu, padding = dicom.settled(measured)
+        problem = dicom.implausible(measured, padding)
         if problem:
             raise MedlmError(
                 f"With the offset {offset:g} (--png-offset) {path} {problem}"
@@ -480,7 +489,7 @@ def _check_alike(
 
 
 def _warnings(
-    images: Sequence[_Image], names: Sequence[str], rectangles: Sequence[np.ndarray]
+    images: Sequence[_Image], names: Sequence[str], empty: Sequence[str]
 ) -> Iterator[str]:
     """What the images have that a model could take for the class."""
     planes = [image.plane for image in images]
@@ -500,13 +509,9 @@ def _warnings(
             f"measured ({', '.join(kinds[:3])}), such as {made[0]}. They are smoother "
             "than others, or of another thickness"
         )
-    blank = [
-        name
-        for name, values in zip(names, rectangles, strict=True)
-        if values.min() == values.max()
-    ]
-    if blank:
+    if empty:
         yield (
-            f"{len(blank)} of {len(names)} images have one value everywhere, such as "
-            f"{blank[0]}. They show nothing, whatever their label says"
+            f"{len(empty)} of {len(names)} images have no more than two values, such "
+            f"as {empty[0]}: they are blank, or outlines of a lesion, which give the "
+            "class away"
         )

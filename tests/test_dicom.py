@@ -139,12 +139,15 @@ def framed(stored, value):
 
 
 @pytest.mark.parametrize(
-    "kind, tag",
-    [("SS", -2000), ("US", 63536), ("SS", None), ("SS", 0)],
-    ids=["as the pixels", "unsigned", "no tag", "another value"],
-)
-def test_the_circle_of_the_field_of_view_becomes_air(tmp_path, stored, kind, tag):
-    pixels, outside = framed(stored, -2000)
+    "value, kind, tag",
+    [(-2000, "SS", -2000), (-2000, "US", 63536), (-2000, "SS", None),
+     (-2000, "SS", 0), (0, "SS", None)],
+    ids=["as the pixels", "unsigned", "no tag", "another value", "lowest of 12 bits"],
+)  # fmt: skip
+def test_the_circle_of_the_field_of_view_becomes_air(
+    tmp_path, stored, value, kind, tag
+):
+    pixels, outside = framed(stored, value)
     path = changed(tmp_path / "a.dcm", pixels, padding=kind, PixelPaddingValue=tag)
     found = dicom.read_dicom(path)
     np.testing.assert_array_equal(found.padding, outside)
@@ -337,7 +340,9 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, kept):
         ({"raw": {"RescaleSlope": "nan "}}, "RescaleSlope nan; expected one number"),
         ({"raw": {"RescaleSlope": "1\\2 "}}, "RescaleSlope 1, 2; expected one number"),
         ({"raw": {"RescaleIntercept": "none"}}, "RescaleIntercept none; expected one"),
-        ({"RescaleSlope": "1e-6"}, "goes from -1024 to -1024"),
+        ({"RescaleSlope": "1e-2"}, "16 bits, which reach over 655 HU"),
+        ({"BitsStored": 8}, "8 bits, which reach over 256 HU"),
+        ({"RescaleIntercept": "-30000"}, "goes from"),
         ({"RescaleSlope": "50"}, "pixels above 2500 HU"),
         ({"RescaleIntercept": "0"}, "RescaleIntercept is wrong"),
         ({"RescaleType": "Z_EFF"}, "the RescaleType Z_EFF; expected HU"),

@@ -247,8 +247,10 @@ def test_several_frames_and_huge_pictures_are_refused(tmp_path):
 def test_pictures_that_show_nothing_are_a_warning(tmp_path):
     save(tmp_path / "a.png", some_grey())
     save(tmp_path / "b.png", np.full((12, 10), 90, np.uint8))
-    (said,) = read(tmp_path).warnings
-    assert said.startswith("1 of 2 images have one value everywhere, such as b.png")
+    save(tmp_path / "c.png", 255 * (some_grey() > 99).astype(np.uint8))
+    for reading in (GREY, Reading(size=16)):  # padded, b has two values
+        (said,) = read(tmp_path, reading).warnings
+        assert said.startswith("2 of 3 images have no more than two values, such as b")
 
 
 # Pictures of 16 bits ------------------------------------------------------------------
