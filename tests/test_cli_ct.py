@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import collections
 import csv
+import io
 import json
 import os
 import re
@@ -17,13 +20,15 @@ import numpy as np
 import pydicom
 import pytest
 import safetensors.torch
+import sklearn.metrics
 import torch
 from PIL import Image
 from test_cli_bert import Page, contents
 
-from medlm_utils import ct, dicom, image_files, metrics, resnet, runtime
-from medlm_utils.cli import ct_finetune
+from medlm_utils import ct, dicom, image_files, image_folder, resnet, runtime
+from medlm_utils.cli import ct_finetune, ct_leaks, ct_pictures, ct_results, ct_run
 from medlm_utils.cli import main as cli
+from medlm_utils.runtime import MedlmError
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADING = ("file", "patient", "label", "scanner")
@@ -147,29 +152,120 @@ def test_no_patient_is_in_two_parts(run: Path, given: Path, report: Any) -> None
 
 
 @pytest.mark.slow
-def test_the_report_agrees_with_the_predictions(run: Path, report: Any) -> None:
+def test_every_number_of_the_report_comes_from_the_predictions(
+    run: Path, given: Path, report: Any
+) -> None:
+    classes, point = report["model"]["classes"], report["model"]["threshold"]
+    assert classes == ["normal", "abnormal"]
+    majority = training_majority(run, given, classes)
     for part in ("validation", "test"):
         slices = read_table(run / f"predictions_{part}_slices.csv")
         patients = read_table(run / f"predictions_{part}_patients.csv")
-        for row in patients:
-            own = [s for s in slices if s["patient"] == row["patient"]]
-            assert {s["label"] for s in own} == {row["label"]}
-            mean = np.mean([float(s["p_abnormal"]) for s in own])
-            assert float(row["p_abnormal"]) == pytest.approx(mean, abs=1e-5)
-        for rows, prefix in ((patients, ""), (slices, "slice_")):
-            label = np.array([row["label"] == "abnormal" for row in rows]).astype(int)
-            score = np.array([float(row["p_abnormal"]) for row in rows])
-            found = report["metrics"][f"{part}_{prefix}auroc"]["value"]
-            assert found == pytest.approx(metrics.auroc(label, score), abs=1e-6)
-        threshold = report["model"]["threshold"]
-        called = score_of(patients) >= threshold - 1e-6
-        sick = np.array([row["label"] == "abnormal" for row in patients])
-        found = report["metrics"][f"{part}_sensitivity"]["value"]
-        assert found == pytest.approx(called[sick].mean())
-        found = report["metrics"][f"{part}_specificity"]["value"]
-        assert found == pytest.approx((~called[~sick]).mean())
-    validation = report["metrics"]["validation_sensitivity"]["value"]
-    assert validation >= 0.9
+        check_patients_are_their_slices(slices, patients)
+        called = np.where(score_of(patients) >= point - 1e-6, *classes[::-1])
+        assert called.tolist() == [row["at_operating_point"] for row in patients]
+        expected = {
+            **recomputed(patients, classes, called, majority),
+            **{f"slice_{n}": v for n, v in recomputed(slices, classes).items()},
+        }
+        check_metrics(report, part, expected, {"no_pixels_auroc"}, len(patients))
+        check_confusion(report, part, patients, classes, called)
+    assert report["metrics"]["validation_sensitivity"]["value"] >= 0.9
+
+
+def training_majority(run: Path, given: Path, classes: list[str]) -> str:
+    """The class of most patients who are in no file of predictions."""
+    seen = {
+        row["patient"]
+        for part in ("validation", "test")
+        for row in read_table(run / f"predictions_{part}_patients.csv")
+    }
+    rows = read_table(given / "patients.csv")
+    label = {row["patient"]: row["label"] for row in rows if row["patient"] not in seen}
+    counted = collections.Counter(label.values())
+    names = classes if set(counted) <= set(classes) else [str(n) for n in range(9)]
+    most = max(sorted(counted, key=names.index), key=lambda name: counted[name])
+    return most if most in classes else classes[int(most)]
+
+
+def check_patients_are_their_slices(
+    slices: list[dict[str, str]], patients: list[dict[str, str]]
+) -> None:
+    names = [name for name in patients[0] if name.startswith("p_")]
+    for row in patients:
+        own = [s for s in slices if s["patient"] == row["patient"]]
+        assert {s["label"] for s in own} == {row["label"]}
+        for name in names:
+            mean = np.mean([float(s[name]) for s in own])
+            assert float(row[name]) == pytest.approx(mean, abs=1e-5)
+
+
+def recomputed(
+    rows: list[dict[str, str]],
+    classes: list[str],
+    called: np.ndarray | None = None,
+    majority: str | None = None,
+) -> dict[str, float]:
+    """What scikit-learn says of a file of predictions."""
+    label = np.array([row["label"] for row in rows])
+    shares = np.array([[float(row[f"p_{name}"]) for name in classes] for row in rows])
+    shares /= shares.sum(axis=1, keepdims=True)  # six digits of each were written
+    number = np.array([classes.index(name) for name in label])
+    said = {"log_loss": sklearn.metrics.log_loss(number, shares)}
+    if len(classes) == 2:
+        ill, score = label == classes[1], shares[:, 1]
+        said["auroc"] = sklearn.metrics.roc_auc_score(ill, score)
+        said["auprc"] = sklearn.metrics.average_precision_score(ill, score)
+        said["prevalence"] = ill.mean()
+    for place, name in enumerate(classes if len(classes) > 2 else ()):
+        area = sklearn.metrics.roc_auc_score(label == name, shares[:, place])
+        said[f"auroc_{name}"] = area
+    if called is not None:
+        said["accuracy"] = (called == label).mean()
+        said["macro_f1"] = sklearn.metrics.f1_score(
+            label, called, labels=classes, average="macro", zero_division=0
+        )
+    if called is not None and len(classes) == 2:
+        said["sensitivity"] = (called[label == classes[1]] == classes[1]).mean()
+        said["specificity"] = (called[label == classes[0]] == classes[0]).mean()
+    if majority is not None:
+        said["majority_accuracy"] = (label == majority).mean()
+    return said
+
+
+def check_metrics(
+    report: Any, part: str, expected: dict[str, float], apart: set[str], count: int
+) -> None:
+    """Every number of the part, and no other; all of them count patients."""
+    prefix = f"{part}_"
+    found = {
+        name.removeprefix(prefix): value
+        for name, value in report["metrics"].items()
+        if name.startswith(prefix) and name.removeprefix(prefix) not in apart
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name]["value"] == pytest.approx(value, abs=2e-5), name
+        if name not in ("sensitivity", "specificity"):
+            assert found[name]["n"] == count, name
+
+
+def check_confusion(
+    report: Any,
+    part: str,
+    rows: list[dict[str, str]],
+    classes: list[str],
+    called: np.ndarray,
+) -> None:
+    label = [row["label"] for row in rows]
+    matrix = sklearn.metrics.confusion_matrix(label, called, labels=classes)
+    content = report["parts"][part]
+    np.testing.assert_array_equal(content["confusion"], matrix)
+    right = np.trace(matrix) / matrix.sum()
+    assert report["metrics"][f"{part}_accuracy"]["value"] == pytest.approx(right)
+    counts = report["data"][part]
+    assert counts["patients"] == len(rows)
+    assert list(counts["frequencies"].values()) == matrix.sum(axis=1).tolist()
 
 
 def score_of(rows: list[dict[str, str]]) -> np.ndarray:
@@ -181,8 +277,11 @@ def test_the_page_stands_alone_and_says_what_its_figures_show(run: Path) -> None
     source = (run / "report.html").read_text(encoding="utf-8")
     page = Page(source)
     tags = [tag for tag, _ in page.seen]
-    assert tags.count("svg") == 3 and "script" not in tags and "img" not in tags
-    assert not re.search(r"(src|href)\s*=\s*\"(?!#)", source)
+    assert tags.count("svg") == 3 and "script" not in tags
+    assert not re.search(r"(src|href)\s*=\s*\"(?!#|data:image/png;base64,)", source)
+    pictures = [attributes for tag, attributes in page.seen if tag == "img"]
+    assert len(pictures) >= 10 and all(picture["alt"] for picture in pictures)
+    assert len(source) < 1_500_000
     for tag, attributes in page.seen:
         if tag == "svg":
             assert len((attributes["aria-label"] or "").split()) > 5
@@ -190,7 +289,10 @@ def test_the_page_stands_alone_and_says_what_its_figures_show(run: Path) -> None
         "Not for clinical use",
         "AUROC of a forest that sees no pixels",
         "PNG and JPEG files have lost their Hounsfield units",
-        "No patient has images in two parts",
+        "No patient has images in two parts, as the table names them",
+        "Positive class: abnormal ('normal' says that nothing was found)",
+        "These are images of test patients",
+        "Accuracy at the operating point",
     ):
         assert said in page.text
     assert str(ROOT) not in source and "/tmp" not in source
@@ -298,9 +400,9 @@ def test_dicom_files_simulated_weights_and_a_split_of_the_table(
 
 
 @pytest.mark.slow
-def test_three_classes(tmp_path: Path) -> None:
-    images = tmp_path / "images"
-    write_images(images, 18)
+def test_three_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, out, classes = tmp_path / "images", tmp_path / "out", ["a", "b", "c"]
+    write_images(images, 24)
     rows = read_table(images / "patients.csv")
     for row in rows:
         row["label"] = "abc"[int(row["patient"][1:]) % 3]
@@ -308,12 +410,28 @@ def test_three_classes(tmp_path: Path) -> None:
         shutil.move(images / row["file"], images / name)
         row["file"] = name
     write_table(images / "patients.csv", rows)
-    assert cli.main(words_of(images, tmp_path / "out", "--epochs=1")) == 0
-    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    words = words_of(images, out, "--epochs=1")
+    assert cli.main([*words, "--by=max"]) == 1
+    assert "--by max is for two classes; with 3" in said_by(capsys)
+    assert cli.main([*words, "--no-pictures"]) == 0
+    report = json.loads((out / "report.json").read_text())
     assert report["model"]["threshold"] is None
-    assert "test_auroc" not in report["metrics"]
-    assert np.shape(report["parts"]["test"]["confusion"]) == (3, 3)
-    Page((tmp_path / "out" / "report.html").read_text())
+    majority = training_majority(out, images, classes)
+    for part in ("validation", "test"):
+        slices = read_table(out / f"predictions_{part}_slices.csv")
+        patients = read_table(out / f"predictions_{part}_patients.csv")
+        check_patients_are_their_slices(slices, patients)
+        called, likeliest = (
+            np.array([row["predicted"] for row in rows]) for rows in (patients, slices)
+        )
+        of_slices = recomputed(slices, classes, likeliest)
+        expected = recomputed(patients, classes, called, majority)
+        expected |= {f"slice_{name}": value for name, value in of_slices.items()}
+        check_metrics(report, part, expected, set(), len(patients))
+        check_confusion(report, part, patients, classes, called)
+    source = (out / "report.html").read_text()
+    Page(source)
+    assert "<img" not in source and "Pictures were left out" in source
 
 
 @pytest.mark.slow
@@ -402,6 +520,11 @@ def test_bad_images_are_one_clear_error(
         ("--sensitivity=2", "--sensitivity is 2.0"),
         ("--checkpoint-every=0", "--checkpoint-every is 0"),
         ("--size=4", "The size is 4 pixels"),
+        ("--seed=-1", "--seed is -1; expected 0 to"),
+        ("--window=bone", "--window is 'bone'; expected lung, mediastinum, or width"),
+        ("--window=0,40", "--window is '0,40'"),
+        ("--window=400,nan", "--window is '400,nan'"),
+        ("--positive=ill", "--positive ill is none of the classes"),
     ],
 )
 def test_bad_options_are_one_clear_error(
@@ -425,6 +548,213 @@ def test_no_table_of_patients(
     words = ["ct-finetune", f"--images={given}", f"--out={tmp_path / 'out'}"]
     assert cli.main(words) == 1
     assert "There is no table of patients" in said_by(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("lung", (1500, -600)),
+        ("400,40", (400, 40)),
+        ("1500 -600", (1500, -600)),
+        ("2000;0.5", (2000, 0.5)),
+    ],
+)
+def test_windows_by_name_or_number(words: str, expected: tuple[float, float]) -> None:
+    assert tuple(ct_run.window_of(words)) == expected
+
+
+# What gives a split away --------------------------------------------------------------
+
+
+def folder_of(
+    patient: str, ids: str = "", digests: str = "", label: str = ""
+) -> image_folder.Folder:
+    """Images of noise; a letter or word each says patient, header and pixels."""
+    names = patient.split()
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 255, (len(names), 16, 16)).astype(np.uint8)
+    given = digests.split() or [str(n) for n in range(len(names))]
+    for row, digest in enumerate(given):
+        values[row] = values[given.index(digest)]
+    return image_folder.Folder(
+        images=values,
+        files=tuple(f"{n}.png" for n in range(len(names))),
+        classes=("normal", "ill"),
+        why="said",
+        label=np.array([int(word) for word in label.split()] or [0] * len(names)),
+        patient=np.array(names),
+        split=None,
+        digests=tuple(given),
+        header_patients=tuple(ids.replace("_", " ").split(",")) if ids else ("",) * 9,
+    )
+
+
+HALVES = {"training": np.array([0, 1, 2]), "test": np.array([3, 4, 5])}
+
+
+def test_images_of_different_people_are_no_leak() -> None:
+    assert ct_leaks.check(folder_of("a a b c d d"), HALVES, False) == []
+
+
+def test_the_same_picture_in_two_parts_is_refused() -> None:
+    twins = folder_of("a a b c d d", digests="x y z x v w")
+    with pytest.raises(
+        MedlmError, match=r"in two parts, 2 files in all: 0\.png = 3"
+    ) as e:
+        ct_leaks.check(twins, HALVES, False)
+    assert "--trust-table" in str(e.value) and "ct-patients" in str(e.value)
+    said = ct_leaks.check(twins, HALVES, True)
+    assert len(said) == 1 and "the same picture is in two parts" in said[0]
+
+
+def test_the_same_picture_in_one_part_or_of_nothing_is_none() -> None:
+    twice = folder_of("a a b c d d", digests="x x y z v w")
+    assert ct_leaks.check(twice, HALVES, False) == []
+    people = folder_of("a b c d e f", digests="x x y z v w")
+    assert "of two patients" in ct_leaks.check(people, HALVES, False)[0]
+    labels = folder_of("a a c d e f", digests="x x y z v w", label="0 1 0 0 0 0")
+    assert "has two classes" in ct_leaks.check(labels, HALVES, False)[0]
+    black = folder_of("a a b c d d", digests="x y z x v w")
+    black.images[[0, 3]] = 7
+    assert ct_leaks.check(black, HALVES, False) == []
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        "ANON,ANON,ANON,ANON,ANON,ANON",
+        "site 1,site 1,site 1,site 1,site 1,site 1",
+        "p1,p1,p2,p3,p4,p4",
+        "Anonymous,p1,p2,Anonymous,p3,p3",
+        "0,p1,p2,000,p3,p3",
+        ",,,,,",
+        ",p1,p2,,p3,p3",
+    ],
+)
+def test_headers_that_name_nobody_or_agree(ids: str) -> None:
+    assert ct_leaks.check(folder_of("a a b c d d", ids), HALVES, False) == []
+
+
+def test_headers_that_say_otherwise() -> None:
+    leak = folder_of("a a b c d d", "p1,p1,p2,p2,p3,p3")
+    with pytest.raises(
+        MedlmError, match=r"each of several patients .* b and c, in diff"
+    ):
+        ct_leaks.check(leak, HALVES, False)
+    assert len(ct_leaks.check(leak, HALVES, True)) == 1
+    inside = folder_of("a a b c d d", "p1,p1,p1,p2,p3,p3")
+    assert "a and b, in one part" in ct_leaks.check(inside, HALVES, False)[0]
+    several = folder_of("a a b c d d", "p1,p9,p2,p4,p3,p3")
+    assert "several PatientIDs" in ct_leaks.check(several, HALVES, False)[0]
+
+
+def test_neighbours_in_two_parts_are_a_warning() -> None:
+    """Nearly the same image, under another patient; and not where all look alike."""
+    images = folder_of("a b c d e f")
+    y, x = np.mgrid[:16, :16]
+    for row in range(6):  # a smooth hill each, elsewhere
+        hill = (y - 3 - row) ** 2 + (x - 12 + 2 * row) ** 2
+        images.images[row] = 250 * np.exp(-hill / 40)
+    assert ct_leaks.check(images, HALVES, False) == []
+    images.images[4] = np.minimum(images.images[1].astype(int) + 2, 255)
+    said = ct_leaks.check(images, HALVES, False)
+    assert len(said) == 1 and "1.png and 4.png" in said[0]
+
+
+def test_near_and_groups_are_what_pairs_by_hand_say() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.random((40, 64)) < 0.5
+    bits[7], bits[30] = bits[3], bits[3]
+    bits[30, :2] ^= True
+    apart = (bits[:, None] != bits[None]).sum(2)
+    expected = {
+        (a, b) for a in range(40) for b in range(a + 1, 40) if apart[a, b] <= 20
+    }
+    found = ct_leaks.near(bits, 20 / 64)
+    assert {tuple(pair) for pair in found.tolist()} == expected >= {(3, 7), (3, 30)}
+    number = ct_leaks.groups(40, np.array([[3, 7], [7, 30]]))
+    assert len(set(number)) == 38 and number[3] == number[7] == number[30]
+
+
+def test_a_class_that_loses_its_patients_is_a_warning() -> None:
+    every = folder_of("a a b b c c", label="0 1 0 1 0 1")
+    said = ct_run._lost_classes(every)
+    assert len(said) == 1 and "3 of 3 patients with images of 'normal'" in said[0]
+    assert "No patient is left" in said[0]
+    assert not ct_run._lost_classes(folder_of("a a b b c c", label="0 1 0 0 0 0"))
+
+
+@pytest.mark.slow
+def test_bleeding_patients_are_not_called_healthy(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slices have labels: of a bleeding patient some show nothing."""
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(given, images)
+    names = {"normal": "No Hemorrhage", "abnormal": "Hemorrhage"}
+    for old, new in names.items():
+        (images / old).rename(images / new)
+    rows = read_table(images / "patients.csv")
+    for row in rows:
+        folder, name = row["file"].split("/")
+        row["file"] = f"{names[folder]}/{name}"
+        del row["label"]
+        if folder == "abnormal" and name.endswith("_1.png"):
+            (images / row["file"]).rename(images / "No Hemorrhage" / name)
+            row["file"] = f"No Hemorrhage/{name}"
+    write_table(images / "patients.csv", rows)
+    assert cli.main(words_of(images, out, "--epochs=1")) == 0
+    said = "positive class: Hemorrhage ('No Hemorrhage' says that nothing was found)"
+    assert said in capsys.readouterr().err
+    for part in ("validation", "test"):
+        for row in read_table(out / f"predictions_{part}_patients.csv"):
+            bleeds = int(row["patient"][1:]) % 2
+            assert row["label"] == ("No Hemorrhage", "Hemorrhage")[bleeds]
+
+
+def test_odd_headers_cost_nothing(tmp_path: Path) -> None:
+    """The facts of files are read before the training, and never raise."""
+    paths = [tmp_path / f"{n}.dcm" for n in range(3)]
+    for number, path in enumerate(paths):
+        content = pydicom.dcmread(dicom.sample_dicom())
+        with pydicom.config.disable_value_validation():
+            content.add_new("KVP", "LO", "120 kV" if number else "120")
+        content.save_as(path)
+    paths[2].write_bytes(b"no DICOM file")
+    facts = ct_run.file_facts(paths)
+    assert facts.shape[0] == 3 and np.isfinite(facts).all()
+
+
+# Pictures -----------------------------------------------------------------------------
+
+
+def test_pictures_show_the_worst_errors_first_and_fit_in_the_page() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 255, (40, 64, 48)).astype(np.uint8)
+    patient, label = np.arange(40) // 2, np.arange(40) // 2 % 2
+    second = np.where(label == 1, 0.9, 0.2)
+    second[2 * np.array([3, 4])] = 0.05, 0.97  # patients 3 (ill) and 4 (well)
+    second[2 * np.array([3, 4]) + 1] = 0.1, 0.6
+    shares = np.stack([1 - second, second], axis=1)
+    found = ct_results.Answers(
+        [str(n) for n in range(40)], patient, label, np.log(shares), shares, "mean"
+    )
+    model = resnet.build(2, None, seed=0)
+    pictures = ct_pictures.of_part(model, images, None, found, ["well", "ill"], 0.5)
+    groups = collections.Counter(picture.group for picture in pictures)
+    assert groups == {"seen": 12, "wrong": 2, "right": 3}
+    wrong = [picture.words for picture in pictures if picture.group == "wrong"]
+    assert wrong[0].startswith("Truth: ill. well 0.95")
+    assert wrong[1].startswith("Truth: well. ill 0.97")
+    for picture in pictures:
+        code = picture.source.removeprefix("data:image/png;base64,")
+        with Image.open(io.BytesIO(base64.b64decode(code))) as drawn:
+            wide = 120 * (1 + (picture.group != "seen"))
+            assert drawn.size == (wide, 160)
+    first = base64.b64decode(pictures[0].source.split(",")[1])
+    with Image.open(io.BytesIO(first)) as drawn:
+        expected = Image.fromarray(images[0]).resize((120, 160), Image.BILINEAR)
+        np.testing.assert_array_equal(np.asarray(drawn), np.asarray(expected))
 
 
 # medlm ct-predict ---------------------------------------------------------------------
@@ -461,6 +791,58 @@ def test_predict_says_what_the_run_said(
         if abs(share - threshold) > 1e-5:
             called = ("normal", "abnormal")[int(share >= threshold)]
             assert row["at_operating_point"] == called
+
+
+@pytest.mark.slow
+def test_labels_make_predict_a_test_on_other_images(
+    run: Path, tmp_path: Path, report: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "other", tmp_path / "out.csv"
+    write_images(images, 14)
+    table = f"--patients={images / 'patients.csv'}"
+    assert predict(run, images, out, table) == 0
+    assert "outside: AUROC" in capsys.readouterr().out
+    content = json.loads((tmp_path / "out.report.json").read_text())
+    classes, point = report["model"]["classes"], report["model"]["threshold"]
+    assert content["model"]["threshold"] == point
+    truth = {
+        row["patient"]: row["label"] for row in read_table(images / "patients.csv")
+    }
+    slices, patients = read_table(out), read_table(tmp_path / "out_patients.csv")
+    for row in (*slices, *patients):
+        row["label"] = classes[int(truth[row["patient"]])]
+    called = np.array([row["at_operating_point"] for row in patients])
+    expected = recomputed(patients, classes, called)
+    expected |= {f"slice_{n}": v for n, v in recomputed(slices, classes).items()}
+    check_metrics(content, "outside", expected, set(), 14)
+    check_confusion(content, "outside", patients, classes, called)
+    source = (tmp_path / "out.report.html").read_text()
+    page = Page(source)
+    assert "Nothing was chosen on these images" in page.text
+    assert "only 14 patients" in page.text and "<img" not in source
+
+
+@pytest.mark.slow
+def test_labels_of_other_names_are_one_line(
+    run: Path, given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, out = tmp_path / "images", tmp_path / "out.csv"
+    table = tmp_path / "patients.csv"
+    shutil.copytree(given, images)
+    (images / "normal").rename(images / "well")
+    rows = read_table(given / "patients.csv")
+    for row in rows:
+        if row["file"].startswith("normal/"):
+            row["file"] = row["file"].replace("normal/", "well/")
+    write_table(table, rows)
+    assert predict(run, images, out, f"--patients={table}") == 1
+    assert "are well, and the model knows normal, abnormal" in said_by(capsys)
+    assert not out.exists()
+    for row in rows:
+        del row["label"]
+    write_table(table, rows)
+    assert predict(run, images, out, f"--patients={table}") == 0
+    assert not (tmp_path / "out.report.html").exists()
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ Knows nothing about models: what stands in ``report.json`` comes in, HTML comes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from medlm_utils.cli import pages
+from medlm_utils.cli import ct_pictures, pages
 
 Content = dict[str, Any]
 
@@ -22,28 +23,22 @@ CAUTION = (
     "it is to be used."
 )
 
-# What a row of the table of metrics says, by the name of its metric.
-_ROWS = {
-    "auroc": "AUROC",
-    "no_pixels_auroc": "AUROC of a forest that sees no pixels",
-    "auprc": "AUPRC (average precision)",
-    "prevalence": "AUPRC of doing nothing: the share of the second class",
-    "accuracy": "Accuracy",
-    "majority_accuracy": "Accuracy of the most frequent class",
-    "macro_f1": "F1, classes alike",
-    "log_loss": "Log-loss, nats",
-    "sensitivity": "Sensitivity at the operating point",
-    "specificity": "Specificity at the operating point",
-}
+CSS = """
+.pictures { display: flex; flex-wrap: wrap; gap: .8rem; }
+.pictures figure { max-width: 20rem; }
+.pictures img { display: block; max-width: 100%; height: auto; }
+"""
 
 
-def page(content: Content) -> str:
+def page(content: Content, pictures: Sequence[ct_pictures.Picture] = ()) -> str:
     """The report as an HTML page.
 
     Parameters
     ----------
     content
         What `medlm ct-finetune` writes into ``report.json``.
+    pictures
+        Of patients; none for a page without any.
 
     Returns
     -------
@@ -54,6 +49,7 @@ def page(content: Content) -> str:
         "How good it is, patient by patient": _patients,
         "How good it is, slice by slice": _slices,
         "What is taken for what": _confusion,
+        "What it sees, and where it looks": functools.partial(_pictures, pictures),
         "What was learned when": _curves,
         "Can its probabilities be trusted?": _calibration,
         "What it learned from": _data,
@@ -62,7 +58,33 @@ def page(content: Content) -> str:
     }
     lead = f"{_summary(content)}\n{pages.caution(CAUTION)}\n{_warnings(content)}"
     title = "A classifier of CT images, fine-tuned from ResNet-18"
-    return pages.whole(title, lead + pages.sections(content, makers))
+    return pages.whole(title, lead + pages.sections(content, makers), CSS)
+
+
+def outside_page(content: Content) -> str:
+    """The report of a model on labelled images of elsewhere, as an HTML page.
+
+    Parameters
+    ----------
+    content
+        What `medlm ct-predict` writes beside its output where labels are known.
+
+    Returns
+    -------
+    str
+        A page that needs no other file.
+    """
+    makers: dict[str, Callable[[Content], str]] = {
+        "How good it is, patient by patient": _outside,
+        "How good it is, slice by slice": _slices,
+        "What is taken for what": _confusion,
+        "Can its probabilities be trusted?": _calibration,
+        "What it was tested on": _data,
+        "How it was run": _outside_run,
+    }
+    lead = f"{_summary(content)}\n{pages.caution(CAUTION)}\n{_warnings(content)}"
+    title = "A classifier of CT images, tested on other images"
+    return pages.whole(title, lead + pages.sections(content, makers), CSS)
 
 
 def in_words(content: Content, part: str) -> str:
@@ -75,9 +97,10 @@ def in_words(content: Content, part: str) -> str:
             blind = _estimate(found[f"{part}_no_pixels_auroc"])
             words += f"; without pixels {blind}"
     else:
-        nothing = found[f"{part}_majority_accuracy"]["value"]
         words = f"accuracy {_estimate(found[f'{part}_accuracy'])}"
-        words += f"; always the most frequent class {nothing:.3f}"
+        if f"{part}_majority_accuracy" in found:
+            nothing = found[f"{part}_majority_accuracy"]["value"]
+            words += f"; always the most frequent class {nothing:.3f}"
     return f"{words}; {patients:,} patients".replace("\u00a0", " ")
 
 
@@ -91,9 +114,16 @@ def _last(content: Content) -> str:
 
 def _summary(content: Content) -> str:
     part = _last(content)
-    names = pages.text(", ".join(content["model"]["classes"]))
+    classes = content["model"]["classes"]
     words = pages.text(in_words(content, part))
-    return f"<p>{names}; {part}: <strong>{words}</strong>.</p>"
+    lead = f"<p>{pages.text(', '.join(classes))}; {part}: <strong>{words}</strong>.</p>"
+    if len(classes) != 2:
+        return lead
+    return lead + (
+        f"<p>Positive class: <strong>{pages.text(classes[1])}</strong> "
+        f"({pages.text(content['model']['why_positive'])}). Sensitivity, specificity "
+        "and AUROC are about it.</p>"
+    )
 
 
 def _warnings(content: Content) -> str:
@@ -104,18 +134,9 @@ def _warnings(content: Content) -> str:
 
 
 def _patients(content: Content) -> str:
-    model = content["model"]
-    table = _metrics(content, "", "Metrics by patient")
-    how = f"<p>A patient's score is made of those of his slices: {model['by']}. "
-    if model["threshold"] is not None:
-        how += (
-            f"At or above {model['threshold']:.3f} a patient is called "
-            f"{pages.text(model['classes'][1])}; this operating point was fixed on the "
-            "validation patients. "
-        )
-    how += (
-        "The weights, the temperature and the operating point were chosen on the "
-        "validation images, so numbers on them are somewhat too good."
+    how = (
+        f"{_point(content)}The weights, the temperature and the operating point were "
+        "chosen on the validation images, so numbers on them are somewhat too good."
     )
     if "test" in content["parts"]:
         how += " The test images were looked at once, at the end."
@@ -125,7 +146,29 @@ def _patients(content: Content) -> str:
         "scanned differently, and a network can learn that instead of disease. (How "
         "large a compressed picture is also depends a little on what it shows.)</p>"
     )
-    return table + how + blind + _roc(content)
+    return _metrics(content, "", "Metrics by patient") + how + blind + _roc(content)
+
+
+def _outside(content: Content) -> str:
+    how = (
+        f"{_point(content)}Nothing was chosen on these images: weights, temperature "
+        "and operating point are those of the model.</p>"
+    )
+    return _metrics(content, "", "Metrics by patient") + how + _roc(content)
+
+
+def _point(content: Content) -> str:
+    """How slices make a patient, and where he is called positive; open at its end."""
+    model = content["model"]
+    how = f"<p>A patient's score is made of those of his slices: {model['by']}. "
+    if model["threshold"] is None:
+        return how + "He is given the likeliest class. "
+    return how + (
+        f"At or above {model['threshold']:.3f} a patient is called "
+        f"{pages.text(model['classes'][1])}; this operating point was fixed on the "
+        "validation patients. Accuracy, F1 and the table of who is taken for what are "
+        "at it too. "
+    )
 
 
 def _slices(content: Content) -> str:
@@ -139,7 +182,7 @@ def _slices(content: Content) -> str:
 def _metrics(content: Content, prefix: str, name: str) -> str:
     parts, found = list(content["parts"]), content["metrics"]
     rows = []
-    for metric, words in _ROWS.items():
+    for metric, words in _rows(content, prefix).items():
         cells = [found.get(f"{part}_{prefix}{metric}") for part in parts]
         if any(cells):
             rows.append([words, *(_estimate(cell) if cell else "–" for cell in cells)])
@@ -148,6 +191,28 @@ def _metrics(content: Content, prefix: str, name: str) -> str:
         "Without a bracket: too few patients, or a number that has no interval."
     )
     return pages.table(["", *parts], rows, caption, name)
+
+
+def _rows(content: Content, prefix: str) -> dict[str, str]:
+    """What a row of the table of metrics says, by the name of its metric."""
+    classes, unit = content["model"]["classes"], "slices" if prefix else "patients"
+    at = (
+        ", the likeliest class named" if len(classes) > 2 else " at the operating point"
+    )
+    each = {f"auroc_{name}": f"AUROC, {name} against the others" for name in classes}
+    return {
+        "auroc": "AUROC",
+        **each,
+        "no_pixels_auroc": "AUROC of a forest that sees no pixels",
+        "auprc": "AUPRC (average precision)",
+        "prevalence": f"AUPRC of doing nothing: share of {classes[-1]} among {unit}",
+        "accuracy": f"Accuracy{at}",
+        "majority_accuracy": "Accuracy of naming the class of most training patients",
+        "macro_f1": f"F1, classes alike{at}",
+        "log_loss": "Log-loss, nats",
+        "sensitivity": "Sensitivity at the operating point",
+        "specificity": "Specificity at the operating point",
+    }
 
 
 def _roc(content: Content) -> str:
@@ -188,10 +253,42 @@ def _confusion(content: Content) -> str:
     ]
     called = [f"called {name}" for name in names]
     heads = ["truth", *called, "precision", "recall", "F1"]
+    at = "named by their likeliest class"
+    if content["model"]["threshold"] is not None:
+        at = "at the operating point"
     caption = (
-        f"{part.capitalize()} patients. A dash has no value: there is nothing to count."
+        f"{part.capitalize()} patients, {at}. A dash has no value: there is nothing to "
+        "count."
     )
     return pages.table(heads, rows, caption, "Confusion matrix")
+
+
+_GROUPS = {
+    "seen": "What the network sees: slices after window and size, by their class.",
+    "wrong": "The worst errors, a patient each, the surest first.",
+    "right": "For comparison: patients who were called rightly, the surest first.",
+}
+
+
+def _pictures(pictures: Sequence[ct_pictures.Picture], content: Content) -> str:
+    if not pictures:
+        return "<p>Pictures were left out.</p>"
+    part, parts = _last(content), []
+    for group, words in _GROUPS.items():
+        drawn = "".join(
+            f'<figure><img src="{picture.source}" alt="{pages.text(picture.words)}"/>'
+            f"<figcaption>{pages.text(picture.words)}</figcaption></figure>"
+            for picture in pictures
+            if picture.group == group
+        )
+        if drawn:
+            parts.append(f'<p>{words}</p><div class="pictures">{drawn}</div>')
+    return (
+        f"<p><strong>These are images of {part} patients</strong>: keep this page "
+        "where they may be kept, or run again with <code>--no-pictures</code>. "
+        "Grad-CAM says where the last layer found what speaks for a class, in cells of "
+        "32 pixels; it is no outline of a finding.</p>" + "".join(parts)
+    )
 
 
 def _curves(content: Content) -> str:
@@ -266,12 +363,16 @@ def _data(content: Content) -> str:
         for part, data in content["data"].items()
     ]
     heads = ["part", "images", "patients", *names]
-    caption = (
-        "Patients of each class. SHA-256 of all images, labels and parts: "
-        f"{content['images_sha256'][:12]}."
-    )
+    caption = "Patients of each class."
+    if "images_sha256" in content:
+        digest = content["images_sha256"][:12]
+        caption += f" SHA-256 of all images, labels and parts: {digest}."
     table = pages.table(heads, rows, caption, "Data")
-    table += "<p>No patient has images in two parts; this was checked.</p>"
+    if len(content["data"]) > 1:
+        table += (
+            "<p>No patient has images in two parts, as the table names them; this was "
+            "checked. Whether the table is right, it cannot say.</p>"
+        )
     if not content["skipped"]:
         return table
     lines = [[name, why] for name, why in content["skipped"]]
@@ -288,6 +389,10 @@ def _card(content: Content) -> str:
             f"{model['height']} x {model['width']} pixels in HU, through the window of "
             f"width {width:.0f} and level {level:.0f} HU"
         )
+    if model["spacing_mm"]:
+        reads += f", {model['spacing_mm']:g} mm a pixel"
+    if model["png_offset"] is not None:
+        reads += f"; in PNG files they stand plus {model['png_offset']:g}"
     facts = {
         "What it does": "names one class for each image, with probabilities",
         "Classes": ", ".join(model["classes"]),
@@ -318,6 +423,17 @@ def _run(content: Content) -> str:
         + "<p>To use it: <code>medlm ct-predict --model model.safetensors --images "
         "FOLDER --output answers.csv</code>, in the folder of this page.</p>"
     )
+
+
+def _outside_run(content: Content) -> str:
+    versions = ", ".join(f"{n} {v}" for n, v in content["versions"].items())
+    facts = {
+        "Model": content["model"]["command"],
+        "Machine": content["hardware"],
+        "Versions": versions,
+        "Date": content["date"],
+    }
+    return pages.table([], facts.items(), "", "The run", words=True)
 
 
 # Words --------------------------------------------------------------------------------
