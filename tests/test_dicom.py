@@ -162,6 +162,13 @@ def test_padding_below_zero_in_unsigned_pixels(tmp_path, stored):
     np.testing.assert_array_equal(dicom.read_dicom(path).padding, outside)
 
 
+def test_padding_of_the_other_sign_is_found_by_its_tag_alone(tmp_path, stored):
+    pixels, outside = framed(stored - 1024, -1000)
+    path = changed(tmp_path / "a.dcm", pixels, padding="US", RescaleIntercept="0",
+                   PixelPaddingValue=2**16 - 1000)  # fmt: skip
+    np.testing.assert_array_equal(dicom.read_dicom(path).padding, outside)
+
+
 def test_a_range_of_padding(tmp_path, stored):
     tags = {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 190}
     found = dicom.read_dicom(changed(tmp_path / "a.dcm", **tags))

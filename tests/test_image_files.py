@@ -73,7 +73,7 @@ def test_dicom_files_need_no_ending(tmp_path):
 
 def test_what_is_hidden_and_what_is_an_index_is_left_out(tmp_path):
     save(tmp_path / "a.PNG", some_grey())
-    for name in (".b.png", "__MACOSX/._a.png", ".cache/a.png"):
+    for name in (".b.png", "__MACOSX/a.png", ".cache/a.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         save(tmp_path / name, some_grey())
     (tmp_path / "Thumbs.db").write_bytes(b"\0" * 200)
