@@ -20,6 +20,7 @@ import hashlib
 import inspect
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,8 +64,19 @@ BLOCK_NAMES = {
 POOLINGS = ("mean", "pooler")  # how a classifier makes one vector of many
 _BETAS = (0.9, 0.999)  # of AdamW, as BERT was fine-tuned
 _FORMAT = 1  # of a saved classifier
+_FORWARD_SHARE = 3  # a step is a forward pass, and a backward one of twice its cost
 _KEPT = {"labels", "pooling", "temperature", "longest", "dropout", "tokenizer"}
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model"),
+    *("sentencepiece.bpe.model", "tokenizer.model"),
+)
+_HUB_FILES = (  # what is fetched of a repository: never code, never a pickle
+    *("config.json", "model.safetensors", "model.safetensors.index.json"),
+    *("model-*.safetensors", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "merges.txt", *_TOKENIZER_FILES),
+)
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name@revision
+_NO_LIMIT = 1_000_000  # tokens, for positions that count only how far apart two are
 
 
 # Chapter 1: the published weights in our own modules ----------------------------------
@@ -271,7 +283,7 @@ class Classifier(nn.Module):
         Of every dropout in encoder and head.
     longest
         How many tokens of a text are read, special tokens included; by default 256, or
-        all that the encoder has positions for.
+        what the encoder has positions for, or what its tokenizer is said to read.
 
     Raises
     ------
@@ -294,15 +306,17 @@ class Classifier(nn.Module):
         super().__init__()
         config = encoder.config
         self.labels = checked_labels(labels)
-        self.positions = config.max_position_embeddings
-        self.longest = min(256, self.positions) if longest is None else longest
+        self.positions = positions_of(encoder)
+        said = getattr(tokenizer, "model_max_length", self.positions)
+        self.longest = min(256, self.positions, said) if longest is None else longest
         _check_pooling(pooling, encoder)
-        _check_longest(self.longest, self.positions)
+        check_longest(self.longest, self.positions)
         self.tokenizer, self.pooling, self.temperature = tokenizer, pooling, 1.0
         self.encoder = encoder
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(config.hidden_size, len(self.labels))
-        nn.init.normal_(self.head.weight, std=config.initializer_range)
+        spread = getattr(config, "initializer_range", 0.02)
+        nn.init.normal_(self.head.weight, std=spread)
         nn.init.zeros_(self.head.bias)
         set_dropout(self, dropout)
 
@@ -322,18 +336,19 @@ class Classifier(nn.Module):
         labels, pooling, dropout, longest
             As for the class.
         name
-            A name of `data.weights`, or a folder with an encoder in transformers'
-            format: ``config.json``, ``model.safetensors`` and the tokenizer's files.
+            As in `weights_folder`.
 
         Raises
         ------
         MedlmError
             As for the class, and if there is no such folder, its weights are a pickle,
-            damaged or not those of an encoder, or a tokenizer is missing.
+            damaged or not those of an encoder, or a tokenizer is missing or of another
+            model.
         """
-        folder = _weights_folder(name)
+        folder = weights_folder(name)
         encoder = _pretrained_encoder(folder, pooling)
         tokenizer = _tokenizer_in(folder)
+        check_vocabulary(tokenizer.vocab_size, encoder, folder)
         return cls(encoder, labels, tokenizer, pooling, dropout, longest)
 
     @classmethod
@@ -351,11 +366,12 @@ class Classifier(nn.Module):
         """
         from transformers import AutoModel
 
-        pooler = _pooler_argument(config, settings.get("pooling", "mean"))
-        with quiet():
+        kind = _kind_of(config, settings.get("pooling", "mean"))
+        with quiet(), _any_fault(config):
             encoder = AutoModel.from_config(
-                copy.deepcopy(config), attn_implementation="sdpa", **pooler
+                copy.deepcopy(config), dtype=torch.float32, **kind
             )
+        _check_encoder(encoder)
         return cls(encoder, labels, tokenizer, **settings)
 
     def forward(
@@ -528,10 +544,26 @@ def _check_pooling(pooling: str, encoder: Any) -> None:
         raise MedlmError("This encoder has no pooler; expected pooling='mean'.")
 
 
-def _check_longest(longest: int, positions: int) -> None:
+def check_longest(longest: int, positions: int, name: str = "longest") -> None:
+    """Refuse more tokens of a text than there are places for, or too few to read.
+
+    Parameters
+    ----------
+    longest
+        Tokens of a text, special tokens included.
+    positions
+        That the encoder has.
+    name
+        Of what the reader has set.
+
+    Raises
+    ------
+    MedlmError
+        If `longest` is not from 3 to `positions`.
+    """
     if not 3 <= longest <= positions:
         raise MedlmError(
-            f"longest is {longest}; expected 3 tokens, of which two are special ones, "
+            f"{name} is {longest}; expected 3 tokens, of which two are special ones, "
             f"up to the {positions} that the encoder has positions for."
         )
 
@@ -649,12 +681,15 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _check_no_pickle(folder: Path) -> None:
     """Weights have to be there, as safetensors: a pickle can run anything."""
-    if any(folder.glob("model*.safetensors")):
-        return
-    pickles = [f.name for kind in ("*.bin", "*.pt", "*.pth") for f in folder.glob(kind)]
+    if not any(folder.glob("model*.safetensors")):
+        raise _no_safetensors(folder, [file.name for file in folder.iterdir()])
+
+
+def _no_safetensors(place: Path | str, files: Sequence[str]) -> MedlmError:
+    pickles = [n for n in sorted(files) if n.endswith((".bin", ".pt", ".pth"))]
     found = f"only {pickles[0]}, a pickle, which could run any code" if pickles else ""
-    raise MedlmError(
-        f"{folder} has no model.safetensors{', ' * bool(found)}{found}; expected the "
+    return MedlmError(
+        f"{place} has no model.safetensors{', ' * bool(found)}{found}; expected the "
         "weights as safetensors."
     )
 
@@ -666,28 +701,116 @@ def _damaged(path: Path) -> MedlmError:
     )
 
 
-def _weights_folder(name: str | Path) -> Path:
-    """Where the weights of this name lie, or the folder itself."""
+def weights_folder(name: str | Path) -> Path:
+    """Where the weights of this name lie.
+
+    Parameters
+    ----------
+    name
+        A folder with an encoder in transformers' format: ``config.json``,
+        ``model.safetensors`` and the tokenizer's files; or a name of `data.weights`;
+        or one of the Hugging Face Hub, ``owner/name``, perhaps with ``@revision``,
+        whose files are fetched into the Hub's own cache.
+
+    Raises
+    ------
+    MedlmError
+        If there is no such folder, or the Hub cannot or must not be reached, has no
+        such model, or only a pickle of it.
+
+    Source: the book's page "The command line".
+    """
     if name in data.names("weights"):
         return data.weights(str(name))
-    if not (Path(name) / "config.json").is_file():
-        raise MedlmError(
-            f"There is no model {str(name)!r}; expected one of "
-            f"{', '.join(data.names('weights'))}, or a folder with config.json and "
-            "model.safetensors."
+    if (Path(name) / "config.json").is_file():
+        return Path(name)
+    if is_hub_name(name):
+        return _hub_folder(str(name))
+    raise MedlmError(
+        f"There is no model {str(name)!r}; expected one of "
+        f"{', '.join(data.names('weights'))}, a folder with config.json and "
+        "model.safetensors, or owner/name on the Hugging Face Hub."
+    )
+
+
+def is_hub_name(name: str | Path) -> bool:
+    """Whether a name is one of the Hub: of that form, and nothing here has it."""
+    owner = Path(str(name).split("/")[0])
+    is_here = Path(name).exists() or owner.is_dir()
+    return bool(_HUB_NAME.fullmatch(str(name))) and not is_here
+
+
+def _hub_folder(name: str) -> Path:
+    """The Hub's cached folder of a model, its files fetched if there is a network."""
+    import huggingface_hub
+
+    repository, _, revision = name.partition("@")
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision or None,
+            allow_patterns=list(_HUB_FILES),
+            local_files_only=_is_offline(),
         )
-    return Path(name)
+    except Exception as error:  # its errors differ from version to version
+        raise _hub_refusal(name, error) from error
+    if not any(Path(folder).glob("model*.safetensors")):
+        _refuse_without_weights(name, repository, revision)
+    return Path(folder)
+
+
+def _is_offline() -> bool:
+    said = os.environ.get("HF_HUB_OFFLINE", "").lower()
+    return data.offline() or said in ("1", "true", "yes", "on")
+
+
+def _hub_refusal(name: str, error: Exception) -> MedlmError:
+    """What to do about a model that the Hub did not deliver."""
+    from huggingface_hub import errors
+
+    way = "Name a folder with the model's files, or minilm, which needs no network."
+    if _is_offline() or isinstance(error, errors.LocalEntryNotFoundError):
+        why = "downloads are forbidden" if _is_offline() else "there is no network"
+        return MedlmError(
+            f"There is no folder {name!r}, and no such model in the cache of the "
+            f"Hugging Face Hub, and {why}. {way}"
+        )
+    if isinstance(error, errors.GatedRepoError):
+        return MedlmError(
+            f"The model {name!r} is gated: accept its terms on the Hugging Face Hub, "
+            f"then log in with `hf auth login`. {way}"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+        return MedlmError(
+            f"There is no folder {name!r}, and no such model or revision on the "
+            f"Hugging Face Hub that you may read. Correct its name. {way}"
+        )
+    said = (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+    return MedlmError(f"The Hugging Face Hub did not deliver {name!r}: {said}. {way}")
+
+
+def _refuse_without_weights(name: str, repository: str, revision: str) -> None:
+    """Say what the repository has instead of safetensors."""
+    import huggingface_hub
+
+    try:
+        every = huggingface_hub.list_repo_files(repository, revision=revision or None)
+    except Exception:  # without a network nobody knows
+        every = []
+    raise _no_safetensors(name, [file for file in every if "/" not in file])
 
 
 def _config_in(folder: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # whatever a file can hold
         raise MedlmError(
             f"{folder / 'config.json'} is no configuration that transformers knows; "
-            "expected that of an encoder such as BERT."
+            "expected that of an encoder such as BERT, which needs no code of its own."
         ) from error
 
 
@@ -699,21 +822,120 @@ def _tokenizer_in(folder: Path) -> Any:
             f"{folder} has no tokenizer; expected one of {', '.join(_TOKENIZER_FILES)} "
             "beside the weights."
         )
-    with quiet():
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # of a library for each kind of tokenizer
+        raise MedlmError(
+            f"The tokenizer in {folder} cannot be read: {_first_line(error)}. Expected "
+            "one that transformers can load, best with its tokenizer.json."
+        ) from error
 
 
-def _pooler_argument(config: Any, pooling: str) -> dict[str, Any]:
-    """A pooler only where it is used, for models that let us choose."""
+def _kind_of(config: Any, pooling: str) -> dict[str, Any]:
+    """How transformers is to make the model: which attention, and a pooler if needed.
+
+    The fused attention where the architecture has it, else the plain one.
+    """
     from transformers import MODEL_MAPPING
 
     kind: Any = MODEL_MAPPING.get(type(config), None)
-    if not hasattr(config, "max_position_embeddings") or kind is None:
+    if kind is None or not hasattr(config, "vocab_size"):
+        raise _no_encoder(config, "it does not read tokens")
+    if config.is_encoder_decoder:
+        raise _no_encoder(config, "it has a decoder beside its encoder")
+    kind = kind[0] if isinstance(kind, tuple) else kind
+    chosen: dict[str, Any] = {
+        "attn_implementation": "sdpa" if kind._supports_sdpa else "eager"
+    }
+    if "add_pooling_layer" in inspect.signature(kind).parameters:
+        chosen["add_pooling_layer"] = pooling == "pooler"
+    return chosen
+
+
+def _no_encoder(config: Any, why: str) -> MedlmError:
+    return MedlmError(
+        f"A model of type {config.model_type!r}: {why}; expected an encoder such as "
+        "BERT."
+    )
+
+
+@contextlib.contextmanager
+def _any_fault(config: Any) -> Iterator[None]:
+    """What goes wrong inside an architecture of others is one error of ours."""
+    try:
+        yield
+    except (MedlmError, OSError, safetensors.SafetensorError):
+        raise
+    except Exception as error:
+        said = f"it cannot be used here ({_first_line(error)})"
+        raise _no_encoder(config, said) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+
+
+def positions_of(encoder: Any) -> int:
+    """How many tokens a text may have.
+
+    Those like RoBERTa number their tokens from behind the number of padding, and so
+    have fewer positions than their table has rows. Some have no table, for only the
+    distance of two tokens counts: there 1,000,000 stands for no limit.
+    """
+    most = getattr(encoder.config, "max_position_embeddings", None) or 0
+    most = most if most > 0 else _NO_LIMIT
+    for name, module in encoder.named_modules():
+        is_table = name.endswith("position_embeddings")
+        if is_table and isinstance(module, nn.Embedding):
+            before = 0 if module.padding_idx is None else module.padding_idx + 1
+            most = min(most, module.num_embeddings - before)
+    return most
+
+
+def check_vocabulary(tokens: int, encoder: Any, name: str | Path) -> None:
+    """Refuse a tokenizer that has more tokens than the encoder has vectors for.
+
+    Raises
+    ------
+    MedlmError
+        If they are not files of one model.
+    """
+    rows = encoder.get_input_embeddings().num_embeddings
+    if tokens > rows:
         raise MedlmError(
-            f"A model of type {config.model_type!r}; expected an encoder such as BERT."
+            f"The tokenizer of {name} has {tokens:,} tokens and its model {rows:,}; "
+            "expected the files of one model, which knows every token."
         )
-    can_choose = "add_pooling_layer" in inspect.signature(kind).parameters
-    return {"add_pooling_layer": pooling == "pooler"} if can_choose else {}
+
+
+@torch.no_grad()
+def _check_encoder(encoder: Any) -> None:
+    """Try the encoder on a few tokens: what others have made may be of any kind.
+
+    Each token must see all others, or the first one would be told of nothing, and what
+    stands in the padding must not count.
+    """
+    config = encoder.config
+    with quiet(), _any_fault(config), training.evaluating(encoder):
+        last = encoder.get_input_embeddings().num_embeddings - 1
+        rows = torch.tensor([[last, last - 1, last, last - n] for n in (1, 2)])
+        mask = torch.ones_like(rows)
+        mask[1, 3] = 0
+        whole = encoder(input_ids=rows, attention_mask=torch.ones_like(rows))
+        padded = encoder(input_ids=rows, attention_mask=mask).last_hidden_state[1, :3]
+        alone = encoder(input_ids=rows[1:, :3], attention_mask=mask[1:, :3])
+        states = whole.last_hidden_state
+        if states.shape != (*rows.shape, config.hidden_size):
+            raise _no_encoder(config, f"it gives {tuple(states.shape)} for a text")
+    if torch.allclose(states[0, 0], states[1, 0], rtol=0, atol=1e-7):
+        raise _no_encoder(
+            config, "its first token is told nothing of the others, as in a decoder"
+        )
+    if not torch.allclose(padded, alone.last_hidden_state[0], rtol=1e-2, atol=1e-3):
+        raise _no_encoder(config, "the padding beside a text changes what it says")
 
 
 def _pretrained_encoder(folder: Path, pooling: str) -> Any:
@@ -722,25 +944,27 @@ def _pretrained_encoder(folder: Path, pooling: str) -> Any:
 
     _check_no_pickle(folder)
     config = _config_in(folder)
+    kind = _kind_of(config, pooling)
     try:
-        with quiet():
-            encoder, report = AutoModel.from_pretrained(
-                folder,
-                config=config,
-                attn_implementation="sdpa",
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                **_pooler_argument(config, pooling),
-            )
+        with quiet(), _any_fault(config):
+            try:
+                encoder, report = AutoModel.from_pretrained(
+                    folder,
+                    config=config,
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    **kind,
+                )
+            except RuntimeError as error:
+                raise _not_its_weights(folder, _first_line(error)) from error
     except (safetensors.SafetensorError, OSError) as error:
         raise _damaged(folder / "model.safetensors") from error
-    except RuntimeError as error:
-        raise _not_its_weights(folder, str(error).splitlines()[0]) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise _not_its_weights(folder, f"{missing[0]} is missing")
+    _check_encoder(encoder)
     return encoder
 
 
@@ -775,7 +999,9 @@ def _replace(part: Path, folder: Path) -> None:
 # Rows and batches ---------------------------------------------------------------------
 
 
-def encode(tokenizer: Any, texts: Sequence[str], longest: int = 256) -> list[Tensor]:
+def encode(
+    tokenizer: Any, texts: Sequence[str], longest: int | None = 256
+) -> list[Tensor]:
     """Each text as one row: [CLS], its pieces of words, [SEP].
 
     Parameters
@@ -785,7 +1011,7 @@ def encode(tokenizer: Any, texts: Sequence[str], longest: int = 256) -> list[Ten
     texts
         What is longer than `longest` loses its end.
     longest
-        Tokens of a row, special tokens included.
+        Tokens of a row, special tokens included; None: all, however many.
 
     Returns
     -------
@@ -800,10 +1026,11 @@ def encode(tokenizer: Any, texts: Sequence[str], longest: int = 256) -> list[Ten
 
     Source: chapter 3.
     """
-    _check_longest(longest, tokenizer.model_max_length)
-    rows = tokenizer(
-        _checked_texts(texts), truncation=True, max_length=longest, verbose=False
-    )
+    cut: dict[str, Any] = {}
+    if longest is not None:
+        check_longest(longest, tokenizer.model_max_length)
+        cut = {"truncation": True, "max_length": longest}
+    rows = tokenizer(_checked_texts(texts), verbose=False, **cut)
     return [torch.tensor(row) for row in rows["input_ids"]]
 
 
@@ -874,6 +1101,12 @@ class LabelledBatches(text.DocumentBatches):
     ):
         super().__init__(rows, size, seed)
         self.labels = _checked_numbers(labels, len(self.rows))
+
+    def tokens(self, steps: int) -> np.ndarray:
+        """(steps,) token numbers in each batch, padding included: its cost."""
+        epochs = map(self._order, range(-(-steps // len(self))))
+        batches = (chosen for epoch in epochs for chosen in epoch)
+        return np.array([len(c) * self._lengths[c].max() for c in batches])[:steps]
 
     def _batch_of(self, chosen: np.ndarray) -> Any:
         rows = [self.rows[row] for row in chosen]
@@ -1009,7 +1242,7 @@ def embed(
         _check_pooling(pooling, encoder)
 
     def vectors(input_ids: Tensor, mask: Tensor) -> Tensor:
-        out = encoder(input_ids, mask)
+        out = encoder(input_ids=input_ids, attention_mask=mask)
         if pooling == "pooler":
             return out.pooler_output
         if isinstance(out, list):  # our own BERT gives all, the small one the last
@@ -1326,6 +1559,8 @@ def finetune(
             "texts": _digest(batches.rows, known, val_rows, truth),
         },
         progress=progress,
+        work=batches.tokens(steps),
+        evaluation_work=sum(map(len, val_rows)) / _FORWARD_SHARE,
         accelerator=accelerator,
     )
     loss, right, f1 = (

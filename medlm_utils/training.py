@@ -390,6 +390,8 @@ def fit(
     resume: bool = False,
     identity: Mapping[str, Any] | None = None,
     progress: bool = False,
+    work: Sequence[float] | np.ndarray | None = None,
+    evaluation_work: float = 0.0,
     accelerator: Any = None,
 ) -> History:
     """Train: forward, backward, clip, step, on a schedule.
@@ -442,7 +444,9 @@ def fit(
         What else the run depends on, as JSON can hold it, such as a hash of its data:
         a checkpoint keeps it, and one with another identity is refused.
     progress
-        True: show a bar.
+        True: show a bar, with the time that is left by `TimeLeft`.
+    work, evaluation_work
+        As in `TimeLeft`; by default all steps are alike.
     accelerator
         An `accelerate.Accelerator`, in every process that takes part. It chooses the
         device; `precision` still the precision.
@@ -499,16 +503,25 @@ def fit(
     )
     if checkpoint is not None and resume and team.all_find(checkpoint):
         run.load(checkpoint)
+    every = evaluate_every if evaluation else None
+    left = TimeLeft(np.ones(steps) if work is None else work, every, evaluation_work)
     with _bar(steps, len(run.history), progress and team.is_main) as bar:
         for step in range(len(run.history), steps):
+            began = time.monotonic()
             rate = schedule(step, steps, learning_rate, warm_up, floor)
             run.step(batch_at(step), loss, rate, clip)
-            bar.update()
-            done = step + 1
+            done, stepped = step + 1, time.monotonic()
             if evaluation and _is_due(done, evaluate_every, steps):
                 run.evaluate(evaluation, keep_best)
+            evaluated = time.monotonic()
             if checkpoint is not None and _is_due(done, checkpoint_every, steps):
                 run.save(checkpoint)
+            ended = time.monotonic()
+            left.note(step, ended - evaluated + stepped - began, evaluated - stepped)
+            bar.set_description_str(
+                f"{bar.format_interval(round(left.seconds))} left", refresh=False
+            )
+            bar.update()
     run.read_losses()
     team.agree_on_buffers(model)
     if run.best:
@@ -540,7 +553,82 @@ def _is_due(done: int, every: int, steps: int) -> bool:
 def _bar(steps: int, done: int, shown: bool) -> Any:
     from tqdm import tqdm
 
-    return tqdm(total=steps, initial=done, disable=not shown, unit="step")
+    return tqdm(
+        total=steps,
+        initial=done,
+        disable=not shown,
+        bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps, {desc}",
+        desc="time left not known yet",
+    )
+
+
+class TimeLeft:
+    """How many seconds a run still takes, from the steps that were timed.
+
+    Steps differ in length, the first ones are slow, and evaluations come at the end of
+    an epoch. So time is counted by work: what is left of it, times the seconds that a
+    piece of it took in the later half of the steps that were timed. Of an evaluation
+    the last one's time is taken, once there is one.
+
+    Parameters
+    ----------
+    work
+        (steps,) of each step of the whole run, in any unit, such as the tokens of its
+        batch.
+    evaluate_every
+        Steps between two evaluations; one follows the last step in any case. None:
+        there are no evaluations.
+    evaluation_work
+        Of an evaluation, in the same unit, until one has been timed.
+
+    Source: chapter 3.
+    """
+
+    def __init__(
+        self,
+        work: Sequence[float] | np.ndarray,
+        evaluate_every: int | None = None,
+        evaluation_work: float = 0.0,
+    ):
+        self.steps = len(work)
+        self.evaluate_every, self.evaluation_work = evaluate_every, evaluation_work
+        self._work = np.append(0, np.cumsum(work))  # before each step
+        self._first = 0  # the first step that was timed
+        self._took = [0.0]  # seconds from there to the end of each step
+        self._of_evaluation: float | None = None
+
+    def note(self, step: int, seconds: float, of_evaluation: float = 0.0) -> None:
+        """Note how long a step took, and the evaluation behind it if there was one."""
+        if len(self._took) == 1:
+            self._first = step
+        self._took.append(self._took[-1] + seconds)
+        if self._evaluations(step) > self._evaluations(step + 1):
+            self._of_evaluation = of_evaluation
+
+    @property
+    def seconds(self) -> float:
+        """From the end of the last step that was noted; infinite before there is one.
+
+        A run that was taken up again knows the steps since then alone.
+        """
+        noted = len(self._took) - 1
+        if not noted:
+            return math.inf
+        half, end = noted // 2, self._first + noted
+        worked = self._work[end] - self._work[self._first + half]
+        per_work = (self._took[-1] - self._took[half]) / worked
+        evaluation = self._of_evaluation
+        if evaluation is None:
+            evaluation = per_work * self.evaluation_work
+        left = per_work * (self._work[-1] - self._work[end])
+        return float(left + evaluation * self._evaluations(end))
+
+    def _evaluations(self, step: int) -> int:
+        """How many are still to come when this step begins."""
+        if self.evaluate_every is None:
+            return 0
+        every = self.evaluate_every or self.steps
+        return -(-self.steps // every) - step // every if step < self.steps else 0
 
 
 class _Team:

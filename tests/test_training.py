@@ -917,3 +917,58 @@ def test_shares_make_up_the_batch(size):
         assert len(share[0]) == len(share[1]["labels"]) >= 1
         seen += share[1]["labels"].tolist() if counts else []
     assert sorted(seen) == [0, 1, 2, 3]
+
+
+# The time that is left ----------------------------------------------------------------
+
+
+def simulated_run(seed, steps=600, first=0):
+    """Tokens of each step, its seconds, and those of the evaluations behind steps.
+
+    Batches differ five times in length, the first steps are slow, and an epoch of 150
+    steps ends in an evaluation that takes as long as 40 steps.
+    """
+    rng = np.random.default_rng(seed)
+    tokens = 16.0 * rng.integers(60, 300, size=steps)
+    seconds = (0.05 + tokens * 2e-4) * rng.lognormal(0, 0.2, steps)
+    seconds[first : first + 4] *= [12, 4, 3, 2]
+    evaluation = np.where(np.arange(1, steps + 1) % 150 == 0, 40 * seconds.mean(), 0)
+    return tokens, seconds, evaluation
+
+
+@pytest.mark.parametrize("first", [0, 320])
+def test_the_time_left_is_right_from_the_first_minute(first):
+    """Also where a run was taken up again, and no evaluation has been seen."""
+    for seed in range(10):
+        tokens, seconds, evaluation = simulated_run(seed, first=first)
+        in_tokens = evaluation.max() * tokens.mean() / seconds.mean()
+        left = training.TimeLeft(tokens, 150, in_tokens)
+        assert left.seconds == math.inf
+        truth = np.cumsum((seconds + evaluation)[::-1])[::-1]
+        gone = 0.0
+        for step in range(first, len(tokens)):
+            left.note(step, seconds[step], evaluation[step])
+            gone += seconds[step] + evaluation[step]
+            after = truth[step + 1] if step + 1 < len(tokens) else 0.0
+            if gone > 60:
+                near = max(0.15 * after, 5 * seconds.mean())
+                assert abs(left.seconds - after) < near, (seed, step)
+        assert left.seconds == 0
+
+
+def test_the_time_left_counts_the_evaluations_to_come():
+    left = training.TimeLeft(np.ones(10), 4, 2.0)  # after 4, 8 and 10 steps
+    left.note(0, 1.0)
+    assert left.seconds == 9 + 3 * 2
+    for step in (1, 2):
+        left.note(step, 1.0)
+    left.note(3, 1.0, 5.0)
+    assert left.seconds == 6 + 2 * 5.0
+    assert training.TimeLeft(np.ones(3)).evaluate_every is None
+
+
+def test_the_bar_says_what_is_left(batches, capsys, monkeypatch):
+    monkeypatch.setattr(training.TimeLeft, "seconds", 3723.4)
+    torch.manual_seed(0)
+    training.fit(tiny_model(), batches.at, steps=3, progress=True)
+    assert "3/3 steps, 1:02:03 left" in capsys.readouterr().err

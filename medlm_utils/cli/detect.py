@@ -19,7 +19,15 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from medlm_utils import anomaly, runtime
-from medlm_utils.cli import detect_report, files, predict, sources, tables
+from medlm_utils.cli import (
+    detect_report,
+    files,
+    predict,
+    processes,
+    reading,
+    sources,
+    tables,
+)
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.search import Found, Plan
 from medlm_utils.runtime import MedlmError
@@ -70,6 +78,8 @@ def add_commands(groups: Groups) -> None:
     text = f"what embeds a text, as for `medlm embed`; {shown}"
     add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
+    reading.add_options(command)
+    processes.add_precision(command)
     add("--force", action="store_true", help="replace the output if it is there")
     command.set_defaults(run=run_detect)
 
@@ -367,10 +377,15 @@ def _embedded(
     """The vectors of all texts, in pieces, made as `medlm embed` makes them."""
     from medlm_utils import bert
 
-    compute = functools.partial(bert.embed, precision=team.profile.precision)
+    precision = team.precision(plan.chosen.precision)
+    compute = functools.partial(bert.embed, precision=precision)
     notes = sources.Texts(source.path, ("text",), 0, source.count, source)
-    for _, piece in predict.computed(plan.chosen, team, notes, model, compute):
+    read = reading.Reading(model, plan.chosen.tokens, plan.chosen.long)
+    for _, piece in predict.computed(plan.chosen, team, notes, model, read, compute):
         yield piece
+    read.refuse_alike()
+    for warning in read.warnings():
+        team.say(f"Warning: {source.path.name}: {warning}")
 
 
 def _on_disk(

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medlm_utils import runtime
-from medlm_utils.cli import files, report, results
+from medlm_utils.cli import files, processes, report, results
 from medlm_utils.cli.processes import Team
+from medlm_utils.cli.reading import Reading
 from medlm_utils.cli.run import Run
 from medlm_utils.runtime import MedlmError
 
@@ -43,7 +43,10 @@ def add_commands(groups: Groups) -> None:
     add("--label", metavar="COLUMN", default="label", help=text)
     text = "of whose note it is; default: patient, where there is one"
     add("--patient", metavar="COLUMN", help=text)
-    text = f"minilm, bert-base-uncased, or a folder with an encoder; {shown}"
+    text = (
+        "minilm, bert-base-uncased, a folder with an encoder, or owner/name on the "
+        f"Hugging Face Hub; {shown}"
+    )
     add("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     add("--epochs", metavar="N", type=int, default=3, help=f"over the notes; {shown}")
     add("--batch", metavar="N", type=int, default=16, help=f"notes a step; {shown}")
@@ -53,6 +56,7 @@ def add_commands(groups: Groups) -> None:
     add("--rate", metavar="R", type=float, default=1e-4, help=text)
     text = f"share of hidden values left out in training; {shown}"
     add("--dropout", metavar="R", type=float, default=0.1, help=text)
+    processes.add_precision(command)
     add("--seed", metavar="S", type=int, default=runtime.SEED, help=shown)
     text = f"steps between two checkpoints; {shown}"
     add("--checkpoint-every", metavar="N", type=int, default=200, help=text)
@@ -66,7 +70,7 @@ def run_finetune(chosen: argparse.Namespace) -> int:
     team = Team()
     with team.one_voice():
         team.say(REMINDER)
-        run = team.all_do(lambda: Run.prepare(chosen, team.profile.precision))
+        run = team.all_do(lambda: Run.prepare(chosen, team.precision(chosen.precision)))
         folder = files.RunFolder(chosen.out, run.identity)
         try:
             needed = run.needed_bytes
@@ -87,11 +91,13 @@ def _train(run: Run, team: Team) -> None:
     """Train, ask the best epoch's model about the other parts, and write everything."""
     from medlm_utils import bert
 
-    model, longest = run.model, run.settings.longest
-    rows = {
-        name: bert.encode(model.tokenizer, part.text, longest)
-        for name, part in run.parts.items()
-    }
+    model = run.model
+    read = {name: Reading(model) for name in run.parts}
+    rows = {name: read[name].encode(part.text) for name, part in run.parts.items()}
+    for name, of_part in read.items():
+        of_part.refuse_alike(can_read_pieces=False)
+        found = of_part.warnings(can_read_pieces=False)
+        run.warnings.extend(f"The {name} notes: {warning}" for warning in found)
     model.to(team.device)
     _announce(run, team)
     tuned = _finetune(run, team, rows)
@@ -104,7 +110,7 @@ def _train(run: Run, team: Team) -> None:
         )
         for name in list(rows)[1:]
     }
-    cut = {name: _count_cut(run, name, rows[name]) for name in rows}
+    cut = {name: of_part.cut for name, of_part in read.items()}
     if team.is_main:  # the others need not wait: nothing is left to share
         _write(run, team, tuned, logits, cut)
 
@@ -146,16 +152,6 @@ def _finetune(run: Run, team: Team, rows: dict[str, list[Any]]) -> bert.Tuned:
             f"of up to {run.settings.longest} tokens at once. Choose a smaller --batch "
             "or --tokens, and another --out."
         ) from error
-
-
-def _count_cut(run: Run, part: str, rows: Sequence[Any]) -> int:
-    """How many notes lost their end."""
-    longest, tokenizer = run.settings.longest, run.model.tokenizer
-    full = [place for place, row in enumerate(rows) if len(row) == longest]
-    texts = (run.parts[part].text[place] for place in full)
-    return sum(
-        len(tokenizer(text, verbose=False)["input_ids"]) > longest for text in texts
-    )
 
 
 def _write(

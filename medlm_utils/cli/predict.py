@@ -13,8 +13,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from medlm_utils.cli import files, results, tables
+from medlm_utils.cli import files, processes, reading, results, tables
 from medlm_utils.cli.processes import Team
+from medlm_utils.cli.reading import Reading
 from medlm_utils.runtime import MedlmError
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def add_commands(groups: Groups) -> None:
     text = "one vector for each note: the mean of its last hidden states"
     command = groups.add_parser("embed", help=text, description=text)
     text = (
-        "minilm, bert-base-uncased, a folder with an encoder, or the folder model of a "
-        "run; default: %(default)s"
+        "minilm, bert-base-uncased, a folder with an encoder, the folder model of a "
+        "run, or owner/name on the Hugging Face Hub; default: %(default)s"
     )
     command.add_argument("--model", metavar="NAME_OR_PATH", default="minilm", help=text)
     _add_files(command, "NPY")
@@ -54,6 +55,8 @@ def _add_files(command: argparse.ArgumentParser, kind: str) -> None:
     shown = "default: %(default)s"
     add("--text", metavar="COLUMN", default="text", help=f"of the notes; {shown}")
     add("--batch", metavar="N", type=int, default=64, help=f"notes at once; {shown}")
+    reading.add_options(command)
+    processes.add_precision(command)
     add("--force", action="store_true", help="replace the output if it is there")
 
 
@@ -67,19 +70,24 @@ def run_predict(chosen: argparse.Namespace) -> int:
         added = results.heading(model.labels)
         width = len(model.labels) * 12
         notes = team.all_do(lambda: _checked(chosen, model, width, added))
-        compute = functools.partial(
-            bert.predict_logits, precision=team.profile.precision
-        )
+        read = team.all_do(lambda: Reading(model, chosen.tokens, chosen.long))
+        precision = team.precision(chosen.precision)
+        logits_of = functools.partial(bert.predict_logits, precision=precision)
+
+        def shares_of(*arguments: Any, **settings: Any) -> np.ndarray:
+            logits = logits_of(*arguments, **settings)
+            return results.probabilities(logits, model.temperature)
+
         with _output(team, chosen.output, "w") as file:
             writer = csv.writer(file, lineterminator="\n") if file else None
             if writer:
                 writer.writerow([*notes.heading, *added])
-            for chunk, logits in computed(chosen, team, notes, model, compute):
-                shares = results.probabilities(logits, model.temperature)
+            for chunk, shares in computed(chosen, team, notes, model, read, shares_of):
                 answers = [results.answer(model.labels, p) for p in shares]
                 if writer:
                     writer.writerows(map(operator.add, chunk, answers))
-    return _done(team, chosen, notes)
+            read.refuse_alike()
+    return _done(team, chosen, notes, read)
 
 
 def run_embed(chosen: argparse.Namespace) -> int:
@@ -91,14 +99,17 @@ def run_embed(chosen: argparse.Namespace) -> int:
         model = team.all_do(lambda: load_encoder(chosen.model))
         width = model.encoder.config.hidden_size
         notes = team.all_do(lambda: _checked(chosen, model, 4 * width))
-        compute = functools.partial(bert.embed, precision=team.profile.precision)
+        read = team.all_do(lambda: Reading(model, chosen.tokens, chosen.long))
+        precision = team.precision(chosen.precision)
+        compute = functools.partial(bert.embed, precision=precision)
         with _output(team, chosen.output, "wb") as file:
             if file:
                 _write_header(file, (notes.count, width))
-            for _, vectors in computed(chosen, team, notes, model, compute):
+            for _, vectors in computed(chosen, team, notes, model, read, compute):
                 if file:
                     file.write(np.ascontiguousarray(vectors, "<f4").data)
-    return _done(team, chosen, notes)
+            read.refuse_alike()
+    return _done(team, chosen, notes, read)
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
@@ -157,28 +168,28 @@ def computed(
     team: Team,
     notes: tables.Stream,
     model: bert.Classifier,
+    read: Reading,
     compute: Callable[..., np.ndarray],
 ) -> Iterator[tuple[list[list[str]], np.ndarray]]:
     """Chunks of rows, each with what `compute` makes of its notes."""
     from tqdm import tqdm
 
-    from medlm_utils import bert
-
     model.to(team.device)
+    compute = functools.partial(
+        compute, model, batch_size=chosen.batch, accelerator=team.accelerator
+    )
     with tqdm(total=notes.count, disable=not team.shows_bars, unit="note") as bar:
         for chunk in notes.chunks(CHUNK * chosen.batch * team.size):
             texts = [row[notes.column] for row in chunk]
-            rows = bert.encode(model.tokenizer, texts, model.longest)
-            yield (
-                chunk,
-                compute(
-                    model, rows, batch_size=chosen.batch, accelerator=team.accelerator
-                ),
-            )
+            yield chunk, read.answers(texts, compute)
             bar.update(len(chunk))
 
 
-def _done(team: Team, chosen: argparse.Namespace, notes: tables.Stream) -> int:
+def _done(
+    team: Team, chosen: argparse.Namespace, notes: tables.Stream, read: Reading
+) -> int:
+    for warning in read.warnings():
+        team.say(f"Warning: {warning}")
     if team.is_main:
         print(f"Wrote {notes.count:,} rows: {chosen.output}")
     team.leave()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import sys
@@ -13,8 +14,37 @@ from medlm_utils.runtime import MedlmError
 
 T = TypeVar("T")
 
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
 # Where launchers say how many processes there are.
 _SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def add_precision(command: argparse.ArgumentParser) -> None:
+    """Add ``--precision`` to a command, whose choice `Team.precision` makes a name."""
+    text = (
+        "of the large products of matrices; auto takes what is fast on this machine; "
+        "default: %(default)s"
+    )
+    command.add_argument("--precision", choices=PRECISIONS, default="auto", help=text)
+
+
+@contextlib.contextmanager
+def options_named(**options: str) -> Iterator[None]:
+    """An error about an argument of the Python API names the option that set it.
+
+    Parameters
+    ----------
+    options
+        Argument to option, such as ``encoder_rate="--rate"``.
+    """
+    try:
+        yield
+    except MedlmError as error:
+        argument, is_set, rest = str(error).partition(" is ")
+        if not is_set or argument not in options:
+            raise
+        raise MedlmError(f"{options[argument]} is {rest}") from error
 
 
 class Team:
@@ -64,6 +94,16 @@ class Team:
     def shows_bars(self) -> bool:
         """Whether this process shows how far it is."""
         return self.is_main and os.environ.get("TQDM_DISABLE", "") in ("", "0")
+
+    def precision(self, wanted: str = "auto") -> str:
+        """What is computed in, once `wanted` is one of `PRECISIONS`.
+
+        Automatic is what is fast here, `runtime.fast_precision`: on a GPU that of the
+        profile, on a processor bfloat16 where it has matrix units, else float32.
+        """
+        if wanted != "auto":
+            return wanted
+        return runtime.fast_precision(self.profile)
 
     def say(self, text: str) -> None:
         """Progress goes to standard error, the results to standard output."""

@@ -12,14 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medlm_utils import data, runtime
+from medlm_utils import runtime
 from medlm_utils.cli import tables
+from medlm_utils.cli.processes import options_named
 from medlm_utils.runtime import MedlmError
 
 if TYPE_CHECKING:
     from medlm_utils import bert
 
 PATIENT = "patient"  # the column that is used where --patient names none
+OPTIONS = {  # what arguments of the model and its settings are called here
+    "longest": "--tokens",
+    "encoder_rate": "--rate",
+    "epochs": "--epochs",
+    "batch": "--batch",
+    "dropout": "--dropout",
+}
 _SPARE_BYTES = 10_000_000  # of predictions and the report
 
 
@@ -69,18 +77,22 @@ class Run:
             )
         parts = read_parts(chosen)
         warnings = tables.check_parts(parts)
-        runtime.seed_everything(chosen.seed)  # the head's first weights are drawn
+        seed = runtime.checked_seed(chosen.seed, "--seed")
+        runtime.seed_everything(seed)  # the head's first weights are drawn
         labels = tables.classes(parts["training"].label)
-        model = bert.Classifier.pretrained(labels, chosen.model, longest=chosen.tokens)
-        settings = bert.FineTuning(
-            epochs=chosen.epochs,
-            batch=chosen.batch,
-            encoder_rate=chosen.rate,
-            dropout=chosen.dropout,
-            longest=model.longest,
-            seed=chosen.seed,
-            precision=precision,
-        )
+        with options_named(**OPTIONS):
+            model = bert.Classifier.pretrained(
+                labels, chosen.model, dropout=chosen.dropout, longest=chosen.tokens
+            )
+            settings = bert.FineTuning(
+                epochs=chosen.epochs,
+                batch=chosen.batch,
+                encoder_rate=chosen.rate,
+                dropout=chosen.dropout,
+                longest=model.longest,
+                seed=chosen.seed,
+                precision=precision,
+            )
         sha256 = weights_sha256(chosen.model)
         return cls(chosen, parts, warnings, model, settings, sha256, started)
 
@@ -118,11 +130,15 @@ class Run:
     @property
     def command(self) -> str:
         """The command with its settings; of paths only the last part."""
+        from medlm_utils import bert
+
         words = ["medlm", "finetune"]
         left_out = {"run", "resume", "checkpoint_every"}
         for name, value in vars(self.chosen).items():
             if name not in left_out and value is not None:
-                is_path = isinstance(value, Path) or name == "model"
+                is_path = isinstance(value, Path) or (
+                    name == "model" and not bert.is_hub_name(value)
+                )
                 words += [f"--{name}", Path(value).name if is_path else str(value)]
         return shlex.join(words)
 
@@ -152,9 +168,9 @@ def read_parts(chosen: argparse.Namespace) -> dict[str, tables.Table]:
 
 def weights_sha256(model: str) -> str:
     """The SHA-256 over the hashes of all files of weights that a model starts from."""
-    is_name = model in data.names("weights")
-    folder = data.weights(model) if is_name else Path(model)
+    from medlm_utils import bert
+
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("model*.safetensors")):
+    for path in sorted(bert.weights_folder(model).glob("model*.safetensors")):
         digest.update(tables.sha256(path).encode())
     return digest.hexdigest()
