@@ -175,7 +175,7 @@ def _look_alikes(images: image_folder.Folder, part: np.ndarray) -> list[str]:
     if len(images.files) > MOST_IMAGES:
         return []
     pairs = near(hashes(images.images), NEAR)
-    if not len(pairs) or _is_no_guide(len(images.files), pairs):
+    if not len(pairs) or is_no_guide(len(images.files), pairs):
         return []
     apart = part[pairs[:, 0]] != part[pairs[:, 1]]
     equal_ = np.array([images.digests[a] == images.digests[b] for a, b in pairs])
@@ -239,7 +239,15 @@ def groups(count: int, pairs: np.ndarray) -> np.ndarray:
     return number
 
 
-def _is_no_guide(count: int, pairs: np.ndarray) -> bool:
-    """Whether so many images look alike that this says nothing about people."""
+def is_no_guide(count: int, pairs: np.ndarray) -> bool:
+    """Whether so many images look alike that this says nothing about people.
+
+    Parameters
+    ----------
+    count
+        Images.
+    pairs
+        (pairs, 2) rows of those that look alike.
+    """
     greatest = max(collections.Counter(groups(count, pairs).tolist()).values())
     return count > 10 and greatest > GREATEST_GROUP * count

@@ -15,6 +15,7 @@ from importlib import metadata
 from medlm_utils.cli import (
     clinic,
     ct_finetune,
+    ct_patients,
     ct_predict,
     data,
     detect,
@@ -32,6 +33,7 @@ GROUPS = (
     finetune,
     predict,
     detect,
+    ct_patients,
     ct_finetune,
     ct_predict,
 )
