@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medlm_utils import metrics, runtime
-from medlm_utils.cli import ct_pictures, ct_report, ct_results, files, results
+from medlm_utils.cli import (
+    ct_pictures,
+    ct_report,
+    ct_results,
+    files,
+    processes,
+    results,
+)
 from medlm_utils.cli.ct_run import PARTS, WINDOWS, CtRun
 from medlm_utils.cli.processes import Team
 from medlm_utils.runtime import MedlmError
@@ -74,6 +81,7 @@ def add_commands(groups: Groups) -> None:
     add("--no-pictures", action="store_true", help=text)
     text = f"steps between two checkpoints; {shown}"
     add("--checkpoint-every", metavar="N", type=int, default=100, help=text)
+    processes.add_precision(command)
     text = "go on from the last checkpoint in FOLDER, if there is one"
     add("--resume", action="store_true", help=text)
     command.set_defaults(run=run_finetune)

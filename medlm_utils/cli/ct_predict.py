@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medlm_utils import runtime
-from medlm_utils.cli import ct_report, ct_results, files, results
+from medlm_utils.cli import ct_report, ct_results, files, processes, results
 from medlm_utils.cli.processes import Team
 from medlm_utils.runtime import MedlmError
 
@@ -54,6 +54,7 @@ def add_commands(groups: Groups) -> None:
     add("--skip-bad", action="store_true", help=text)
     shown = "default: %(default)s"
     add("--batch", metavar="N", type=int, default=64, help=f"images at once; {shown}")
+    processes.add_precision(command)
     add("--force", action="store_true", help="replace the output if it is there")
     command.set_defaults(run=run_predict)
 
@@ -243,7 +244,7 @@ def _answers(
                     images,
                     window,
                     chosen.batch,
-                    runtime.fast_precision(team.profile),
+                    team.precision(chosen.precision),
                     team.accelerator,
                 )
                 yield read, logits, bad

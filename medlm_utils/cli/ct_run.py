@@ -90,7 +90,7 @@ class CtRun:
             frozen_stages=chosen.frozen,
             head_first=chosen.weights != "none",
             seed=chosen.seed,
-            precision=runtime.fast_precision(team.profile),
+            precision=team.precision(chosen.precision),
         )
         images = image_folder.read_folder(
             chosen.images, chosen.patients, reading(chosen), chosen.positive
