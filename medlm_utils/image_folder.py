@@ -118,7 +118,7 @@ def read_folder(
     patient = np.array([row["patient"] for row in of_file])
     where = places(found.names, patient.tolist())
     labels, told = labels_of(found.names, where, of_file, table)
-    split, said = _splits(where, of_file, patient, table)
+    split, said = _splits(where, of_file, table)
     odd = one_image_each(found.names, patient)
     classes, why = ordered_classes(labels, positive, told)
     if len(classes) < 2:
@@ -202,6 +202,12 @@ def read_table(path: str | Path | None) -> dict[str, Row]:
             for what, place in columns.items()
         }
         name = row["file"].replace("\\", "/").removeprefix("./")
+        if any(field.strip() for field in line[len(heading) :]):
+            raise MedlmError(
+                f"The row of {name} in {path} has {len(line)} cells, and the heading "
+                f"{len(heading)}; expected as many. A cell with the mark that "
+                "separates cells needs quotation marks around it."
+            )
         if not name or row["patient"].lower() in _NO_VALUE:
             raise MedlmError(
                 f"{path} has a row without a {'file' if not name else 'patient'}: "
@@ -281,6 +287,13 @@ def rows_of(
         As `read_table` takes it. A file may be named with the folders above it, or
         without any, as long as it is clear which one is meant.
 
+    Returns
+    -------
+    tuple
+        File to row, and the remarks. Patients who differ only in capitals, spaces or
+        zeros, such as 5, 5.0 and 005, are one, named as the first row does; ``written``
+        is what stands in the table.
+
     Raises
     ------
     MedlmError
@@ -304,9 +317,13 @@ def rows_of(
     rows = {meant[name]: row for name, row in given.items()}
     alike = _written_otherwise(row["patient"] for row in rows.values())
     remarks = [
-        f"the patients {some(alike)} of {Path(str(table)).name} count as different "
-        "people; if they are the same, slices of one may be in training and test"
+        f"{some(alike)} in {Path(str(table)).name} are written differently and count "
+        "as one patient; give other people other names"
     ]
+    first: dict[str, str] = {}
+    for row in rows.values():
+        row["written"] = row["patient"]
+        row["patient"] = first.setdefault(_bare(row["patient"]), row["patient"])
     return rows, remarks if alike else []
 
 
@@ -363,7 +380,8 @@ def _written_otherwise(values: Iterable[str]) -> list[str]:
 
 
 def _bare(value: str) -> str:
-    """5 for 5, 5.0 and 005; p1 for P1 and "P 1"."""
+    """5 for 5, 5.0 and 005; p1 for P1 and "P 1"; accents in one of their two ways."""
+    value = unicodedata.normalize("NFKC", value)
     if re.fullmatch(r"\d+([.,]0*)?", value):
         return str(int(re.split("[.,]", value)[0]))
     return "".join(value.casefold().split())
@@ -556,7 +574,7 @@ def _nearly_agree(pairs: Mapping[tuple[str, str], int]) -> bool:
 
 
 def _splits(
-    where: list[Place], rows: Sequence[Row], patient: np.ndarray, table: Path
+    where: list[Place], rows: Sequence[Row], table: Path
 ) -> tuple[np.ndarray | None, list[str]]:
     """(slices,) splits, of the table or else of the folders; and what is odd."""
     by_folder = np.array([place.split for place in where])
@@ -564,9 +582,9 @@ def _splits(
     if (told == "").all():
         if not by_folder.any():
             return None, []
-        _check_splits(patient, by_folder, "the folders")
+        _check_splits(rows, by_folder, "the folders")
         return by_folder, []
-    _check_splits(patient, told, str(table))
+    _check_splits(rows, told, str(table))
     differ = [split_of(a) != b for a, b in zip(told, by_folder, strict=True) if b]
     remark = (
         f"{sum(differ)} images lie in a folder of another split than {table.name} "
@@ -575,7 +593,7 @@ def _splits(
     return told, [remark] if any(differ) else []
 
 
-def _check_splits(patient: np.ndarray, split: np.ndarray, who: str) -> None:
+def _check_splits(rows: Sequence[Row], split: np.ndarray, who: str) -> None:
     """No patient in two splits, as far as any are named."""
     nameless = split == ""
     if nameless.any():
@@ -583,13 +601,16 @@ def _check_splits(patient: np.ndarray, split: np.ndarray, who: str) -> None:
             f"{nameless.sum()} of {len(split)} rows of {who} have no split; expected "
             "one in every row, or no column split."
         )
-    of_patient: dict[str, str] = {}
-    for name, part in zip(patient.tolist(), split.tolist(), strict=True):
-        if of_patient.setdefault(name, part) != part:
+    of_patient: dict[str, tuple[str, str]] = {}
+    for row, part in zip(rows, split.tolist(), strict=True):
+        here = row["written"]
+        there, other = of_patient.setdefault(row["patient"], (here, part))
+        if other != part:
+            name = here if here == there else f"{there}, also written {here},"
             raise MedlmError(
-                f"The patient {name} is in two splits of {who}, {of_patient[name]} "
-                f"and {part}; expected each patient in one. Slices of one patient look "
-                "alike, so the test would be no test."
+                f"The patient {name} is in two splits of {who}, {other} and {part}; "
+                "expected each patient in one. Slices of one patient look alike, so "
+                "the test would be no test."
             )
 
 

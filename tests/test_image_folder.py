@@ -351,14 +351,46 @@ def test_a_bare_name_of_two_files_is_not_clear(tmp_path, three):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("5", "5.0", "005"), ("P1", "p1", "p 1")])
-def test_patients_that_are_written_in_several_ways_are_a_warning(
-    tmp_path, three, names
-):
+SPELLED = [
+    ("5", "5.0", "005"),
+    ("P1", "p1", "p 1"),
+    ("M\u00fcller", "Mu\u0308ller", "m\u00fcller"),  # as Windows and macOS write it
+    ("12", "\uff11\uff12", "012"),  # digits of the width of Chinese signs
+]
+
+
+@pytest.mark.parametrize("names", SPELLED)
+def test_patients_that_are_written_in_several_ways_are_one(tmp_path, three, names):
     rows = [row | {"patient": name} for row, name in zip(three, names, strict=True)]
     write_table(tmp_path / "patients.csv", rows)
-    words = [w for w in read(tmp_path).warnings if "count as different people" in w]
+    found = read(tmp_path)
+    assert set(found.patient.tolist()) == {names[0]}
+    words = [w for w in found.warnings if "count as one patient" in w]
     assert len(words) == 1 and all(name in words[0] for name in names)
+
+
+@pytest.mark.parametrize("names", SPELLED)
+def test_nor_may_they_be_in_two_splits(tmp_path, three, names):
+    parts = ("train", "train", "test")
+    rows = [
+        row | {"patient": name, "split": part}
+        for row, name, part in zip(three, names, parts, strict=True)
+    ]
+    write_table(tmp_path / "patients.csv", rows)
+    with pytest.raises(MedlmError, match=r"also written .* in two splits") as caught:
+        read(tmp_path)
+    assert names[0] in str(caught.value) and names[2] in str(caught.value)
+
+
+def test_a_row_of_more_cells_than_headings_is_refused(tmp_path, three):
+    path = tmp_path / "patients.csv"
+    write_table(path, three)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, ""]) + ",,,\n")  # as Excel leaves them
+    read(tmp_path)
+    path.write_text("\n".join([*lines[:-1], f"{lines[-1]}, Jane"]))
+    with pytest.raises(MedlmError, match=r"The row of .* has 3 cells, and the heading"):
+        read(tmp_path)
 
 
 def test_a_patient_for_every_image_is_a_loud_warning(tmp_path, three):
