@@ -406,9 +406,18 @@ def one_image_each(names: Sequence[str], patient: np.ndarray) -> list[str]:
 # Classes and splits of folders --------------------------------------------------------
 
 _SPLIT_WORDS = {
-    "train": ("train", "training", "trn", "tr", "训练", "训练集", "訓練"),
-    "val": ("val", "valid", "validation", "dev", "development", "验证", "验证集"),
-    "test": ("test", "testing", "tst", "holdout", "测试", "测试集", "測試"),
+    "train": (
+        *("train", "training", "trn", "tr", "训练", "训练集", "訓練"),
+        *("entrainement", "apprentissage", "entrenamiento"),
+    ),
+    "val": (
+        *("val", "valid", "validation", "dev", "development", "验证", "验证集"),
+        *("validierung", "validacion"),
+    ),
+    "test": (
+        *("test", "testing", "tst", "holdout", "测试", "测试集", "測試"),
+        *("prueba", "pruebas"),
+    ),
 }
 _OF_SPLITS = {"set", "data", "images", "image", "imgs", "split", "ct", "folder", "dir"}
 
@@ -428,6 +437,7 @@ class Place(NamedTuple):
 
     name: str  # of the class
     split: str
+    below: str = ""  # the folder within that of the class
 
 
 def places(names: Sequence[str], patient: Sequence[str]) -> list[Place]:
@@ -465,7 +475,8 @@ def places(names: Sequence[str], patient: Sequence[str]) -> list[Place]:
         folders = [f[:level] + f[level + 1 :] for f in folders]
     depth = _wrappers(folders, patient)
     tops = [f[depth] if len(f) > depth else "" for f in folders]
-    return [Place(*pair) for pair in zip(tops, split, strict=True)]
+    within = [f[depth + 1] if len(f) > depth + 1 else "" for f in folders]
+    return [Place(*said) for said in zip(tops, split, within, strict=True)]
 
 
 def _split_level(folders: list[list[str]]) -> int | None:
@@ -561,6 +572,49 @@ def _check_are_classes(
             "patient: these are folders of patients, not of classes. Expected each "
             f"class in a folder of its own, or a column label in {table}."
         )
+    _check_one_way(tops, table)
+    _check_level(where, [row["patient"] for row in rows], table)
+
+
+def _check_one_way(tops: set[str], table: Path) -> None:
+    """Refuse folders that name a class twice, or a class and a split at once."""
+    alike = _written_otherwise(sorted(tops))
+    if alike:
+        raise MedlmError(
+            f"The folders write a class in two ways: {some(alike)}. Expected one."
+        )
+    cuts = [_tokens(top) or [""] for top in tops]
+    ends = {split_of(cut[0]) or split_of(cut[-1]) for cut in cuts}
+    if None not in ends and len(ends) > 1:
+        raise MedlmError(
+            f"The folders {some(sorted(tops), 6)} name a split and a class at once; "
+            "expected a folder of each split with a folder of each class in it, or "
+            f"the columns label and split in {table}."
+        )
+
+
+def _check_level(where: Sequence[Place], patient: Sequence[str], table: Path) -> None:
+    """Refuse folders of sites, years or folds that all hold the same folders."""
+    whose: dict[str, set[str]] = {}
+    above: dict[str, set[str]] = {}
+    for place, name in zip(where, patient, strict=True):
+        if place.below:
+            whose.setdefault(place.below, set()).add(name)
+            above.setdefault(place.below, set()).add(place.name)
+    shared = sorted(
+        name for name in above if len(above[name]) > 1 and len(whose[name]) > 1
+    )
+    tops = sorted({place.name for place in where})
+    if len(shared) > 1 and not (_say_a_class(tops) and not _say_a_class(shared)):
+        raise MedlmError(
+            f"The folders {some(tops)} hold the same folders, {some(shared)}; expected "
+            "to know which of them are the classes. Move the files, or say it in a "
+            f"column label of {table}."
+        )
+
+
+def _say_a_class(names: Sequence[str]) -> bool:
+    return any(_rank(name, names) is not None for name in names)
 
 
 def _nearly_agree(pairs: Mapping[tuple[str, str], int]) -> bool:
