@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import collections
 import csv
@@ -26,7 +27,14 @@ from PIL import Image
 from test_cli_bert import Page, contents
 
 from medlm_utils import ct, dicom, image_files, image_folder, resnet, runtime
-from medlm_utils.cli import ct_finetune, ct_leaks, ct_pictures, ct_results, ct_run
+from medlm_utils.cli import (
+    ct_finetune,
+    ct_leaks,
+    ct_pictures,
+    ct_predict,
+    ct_results,
+    ct_run,
+)
 from medlm_utils.cli import main as cli
 from medlm_utils.runtime import MedlmError
 
@@ -842,7 +850,45 @@ def test_labels_of_other_names_are_one_line(
         del row["label"]
     write_table(table, rows)
     assert predict(run, images, out, f"--patients={table}") == 0
+    said = capsys.readouterr().out
+    assert "No report: The classes of these images are well, and" in said
     assert not (tmp_path / "out.report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "labels, found",
+    [
+        (["Normal", "ABNORMAL"], [0, 1]),
+        (["abnormal"], [1]),
+        (["well", "abnormal"], None),
+    ],
+)
+def test_classes_are_known_by_their_names(labels: list[str], found: Any) -> None:
+    number, why = ct_predict._numbers(labels, ["normal", "abnormal"])
+    assert number == found and bool(why) == (found is None)
+    assert ct_predict._numbers(["a", "A"], ["A", "a"])[0] == [1, 0]
+
+
+@pytest.mark.parametrize("labels", [("normal", "abnormal"), ("normal", "normal")])
+def test_the_table_may_call_classes_as_the_model_does(
+    tmp_path: Path, labels: tuple[str, str]
+) -> None:
+    """Folders of other names; one of them only, where all are of one class."""
+    for top in dict.fromkeys(["A", "B"][: len(set(labels))]):
+        (tmp_path / "in" / top).mkdir(parents=True)
+    tops = ["A", "B"] if len(set(labels)) == 2 else ["A", "A"]
+    rows = [
+        {"file": f"{top}/{n}.png", "patient": str(n), "label": label}
+        for n, (top, label) in enumerate(zip(tops, labels, strict=True))
+    ]
+    write_table(tmp_path / "patients.csv", rows)
+    chosen = argparse.Namespace(
+        images=tmp_path / "in", patients=tmp_path / "patients.csv"
+    )
+    about = {"classes": ["normal", "abnormal"]}
+    known = ct_predict._known(chosen, about, [row["file"] for row in rows])
+    expected = [about["classes"].index(label) for label in labels]
+    assert list((known.label or {}).values()) == expected
 
 
 @pytest.mark.slow
