@@ -525,7 +525,8 @@ def labels_of(
     """
     folders = [place.name for place in where]
     if not any("label" in row for row in rows):
-        _check_are_classes(names, where, rows, table)
+        whose = [row["patient"] for row in rows]
+        check_are_classes(names, where, whose, table)
         return folders, {}
     labels = [row["label"] for row in rows]
     nameless = [n for n, lab in zip(names, labels, strict=True) if not lab]
@@ -553,18 +554,31 @@ def labels_of(
     return labels, {}
 
 
-def _check_are_classes(
-    names: Sequence[str], where: Sequence[Place], rows: Sequence[Row], table: Path
+def check_are_classes(
+    names: Sequence[str], where: Sequence[Place], patient: Sequence[str], table: Path
 ) -> None:
+    """Refuse folders that are not those of classes, or may be others.
+
+    Parameters
+    ----------
+    names, where, patient
+        Of each file: its name, what its folders say, and whose it is.
+    table
+        For the words of an error.
+
+    Raises
+    ------
+    MedlmError
+        If a file has no folder, or folders are those of patients, of splits and classes
+        at once, or of sites, years or folds.
+    """
     loose = [name for name, place in zip(names, where, strict=True) if not place.name]
     if loose:
         raise MedlmError(
             f"{len(loose)} images have no class: {some(loose)}. Expected each "
             f"class in a folder of its own, or a column label in {table}."
         )
-    pairs = {
-        (place.name, row["patient"]) for place, row in zip(where, rows, strict=True)
-    }
+    pairs = {(place.name, name) for place, name in zip(where, patient, strict=True)}
     tops = {place.name for place in where}
     if len(pairs) == len(tops) > 2:
         raise MedlmError(
@@ -573,7 +587,7 @@ def _check_are_classes(
             f"class in a folder of its own, or a column label in {table}."
         )
     _check_one_way(tops, table)
-    _check_level(where, [row["patient"] for row in rows], table)
+    _check_level(where, patient, table)
 
 
 def _check_one_way(tops: set[str], table: Path) -> None:

@@ -6,6 +6,7 @@ import argparse
 import base64
 import collections
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -524,6 +525,7 @@ def test_bad_images_are_one_clear_error(
         ("--weights=imagenet", "cannot be downloaded"),
         ("--epochs=0", "epochs is 0; expected at least 1"),
         ("--rate=0", "rate is 0.0; expected above 0"),
+        ("--rate=inf", "--rate is inf; expected a number"),
         ("--frozen=6", "6 stages are to be frozen; expected 0 to 5"),
         ("--sensitivity=2", "--sensitivity is 2.0"),
         ("--checkpoint-every=0", "--checkpoint-every is 0"),
@@ -867,6 +869,20 @@ def test_classes_are_known_by_their_names(labels: list[str], found: Any) -> None
     number, why = ct_predict._numbers(labels, ["normal", "abnormal"])
     assert number == found and bool(why) == (found is None)
     assert ct_predict._numbers(["a", "A"], ["A", "a"])[0] == [1, 0]
+
+
+def test_a_window_that_shows_nothing_is_a_warning() -> None:
+    hu = np.linspace(-1000, 700, 400).reshape(1, 20, 20).astype(np.int16)
+    images = image_folder.Folder(
+        hu, ("a",), ("0", "1"), "", np.zeros(1), np.array(["p"]), None
+    )
+    for window in (ct.LUNG, ct.MEDIASTINUM, ct.Window(80, 40)):
+        assert not ct_run.outside_of(images, window)
+    for window in (ct.Window(10, 40), ct.Window(40, 900)):  # 40,400 turned round
+        (words,) = ct_run.outside_of(images, window)
+        assert "width first" in words
+    grey = dataclasses.replace(images, images=hu.astype(np.uint8))
+    assert not ct_run.outside_of(grey, ct.Window(40, 900))
 
 
 @pytest.mark.parametrize("labels", [("normal", "abnormal"), ("normal", "normal")])
