@@ -457,7 +457,8 @@ def implausible(hu: np.ndarray, padding: np.ndarray) -> str | None:
             "or bone. These are the grey levels of a picture (0 to 255), which has "
             "lost its Hounsfield units."
         )
-    if (share := float(np.mean(inside == 0))) > 0.2 and inside.min() == 0:
+    share = float(np.mean(inside == 0))
+    if share > 0.2 and inside.min() == 0 and inside.max() > 100:
         return (
             f"has {share:.0%} of its pixels at 0 HU, and nothing below; expected air "
             "near -1000 HU. Somebody cut off what is below 0, or masked the rest."

@@ -500,9 +500,9 @@ def test_grey_levels_in_16_bits_are_no_hounsfield_units(tmp_path, stored):
     grey = np.linspace(0, 255, stored.size).reshape(stored.shape).astype(np.int16)
     path = changed(tmp_path / "a.dcm", grey, RescaleIntercept="0")
     assert "goes from 0 to 255 HU" in refused(path)
-    water = (grey // 8).astype(np.int16)  # 0 to 31 HU, such as a part of a brain
+    water = (grey // 60).astype(np.int16) * 8  # 0 to 32 HU, such as a part of a brain
     path = changed(tmp_path / "b.dcm", water, RescaleIntercept="0")
-    assert dicom.read_dicom(path).hu.max() == 31
+    assert dicom.read_dicom(path).hu.max() == 32
 
 
 def test_an_intercept_that_was_taken_twice_is_refused(tmp_path, sample):
