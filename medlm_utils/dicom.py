@@ -383,12 +383,14 @@ def _check_kind(path: Path, content: Any) -> None:
                 f"{path} is of the type {value}; expected a CT slice in Hounsfield "
                 "units. Localizers, maps and screen shots are none: leave them out."
             )
-    unit = text(content, "RescaleType").upper()
-    if unit and unit != "HU" and "HOUN" not in unit:  # GE writes Houndsfield Unit
-        raise MedlmError(
-            f"{path} has the RescaleType {unit[:16]}; expected HU, or none. Its pixels "
-            "are another quantity than Hounsfield units: leave it out."
-        )
+    for unit in map(str.upper, _values(content, "RescaleType")):
+        # US is "unspecified": GDCM adds it to files that it compresses. GE writes
+        # Houndsfield Unit.
+        if unit not in ("HU", "US") and "HOUN" not in unit:
+            raise MedlmError(
+                f"{path} has the RescaleType {unit[:16]}; expected HU, or none. Its "
+                "pixels are another quantity than Hounsfield units: leave it out."
+            )
 
 
 def _rescale(path: Path, content: Any) -> tuple[np.float32, np.float32]:
@@ -449,6 +451,18 @@ def implausible(hu: np.ndarray, padding: np.ndarray) -> str | None:
             "expected less than 10%. Its numbers have wrapped around (air stored as "
             "3000 to 4095), or its slope or intercept is wrong."
         )
+    if inside.min() >= 0 and inside.max() <= 255 and np.ptp(inside) > 127:
+        return (
+            f"goes from {inside.min():.0f} to {inside.max():.0f} HU; expected air, fat "
+            "or bone. These are the grey levels of a picture (0 to 255), which has "
+            "lost its Hounsfield units."
+        )
+    share = float(np.mean(inside == 0))
+    if share > 0.2 and inside.min() == 0 and inside.max() > 100:
+        return (
+            f"has {share:.0%} of its pixels at 0 HU, and nothing below; expected air "
+            "near -1000 HU. Somebody cut off what is below 0, or masked the rest."
+        )
     thin = np.mean((inside > -200) & (inside < 350))  # where air is, after + 1024
     soft = np.mean((inside > 900) & (inside < 1200))
     if soft > 0.25 and thin > 0.05 and inside.min() > -200:
@@ -461,6 +475,13 @@ def implausible(hu: np.ndarray, padding: np.ndarray) -> str | None:
         return (
             f"goes from {inside.min():.4g} to {inside.max():.4g} HU; expected a slice "
             "of a body, of which something lies between -900 and 1500."
+        )
+    far = float(np.mean(inside < -1500))  # also padding, blurred by compression
+    if far > 0.05 and np.mean(inside > -300) < 0.02:
+        return (
+            f"has {far:.0%} of its pixels below -1500 HU and nothing like soft "
+            "tissue; expected air near -1000 HU. Its RescaleIntercept is wrong, most "
+            "likely by 1024."
         )
     return None
 

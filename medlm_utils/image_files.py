@@ -34,6 +34,8 @@ DICOM = (".dcm", ".dicom", ".ima")
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP")
 # Pictures of 16 bits that use fewer grey levels than this hold other numbers than grey.
 _USED_LEVELS = 2**14
+_LEAST_SIDE = 8  # pixels: in fewer nothing can be seen
+_FEW_LEVELS = 16  # of grey: what is left where HU of 16 bits were cut to 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +170,11 @@ class _Image:
         low, high = self.values.min(), self.values.max()
         return bool(((self.values == low) | (self.values == high)).all())
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether a picture has so few levels of grey that tissues are one."""
+        return len(np.unique(self.values)) <= _FEW_LEVELS
+
 
 def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
     """Images as one array.
@@ -191,7 +198,7 @@ def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
     _check_reading(reading)
     _check_kind(folder, names, reading)
     rectangles, images, read, bad = [], [], [], []
-    digests, empty = [], []
+    digests, empty, coarse = [], [], []
     for name in names:
         try:
             image = _read_one(Path(folder) / name, reading)
@@ -203,6 +210,8 @@ def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
         digests.append(_digest(image.values))
         if image.shows_little:
             empty.append(name)
+        elif image.is_coarse:
+            coarse.append(name)
         # Its pixels are not needed twice.
         images.append(dataclasses.replace(image, values=image.values[:0]))
     _check_bad(bad, len(names), reading.skip_bad, folder)
@@ -219,14 +228,19 @@ def read(folder: str | Path, names: Sequence[str], reading: Reading) -> Images:
         skipped=tuple(bad),
         header_patients=tuple(image.patient for image in images),
         digests=tuple(digests),
-        warnings=tuple(_warnings(images, read, empty)),
+        warnings=tuple(_warnings(images, read, empty, coarse)),
     )
 
 
 def _check_reading(reading: Reading) -> None:
     size, spacing = reading.size, reading.spacing_mm
-    if size is not None and size < 8:
-        raise MedlmError(f"The size is {size} pixels; expected at least 8.")
+    if size is not None and size < _LEAST_SIDE:
+        raise MedlmError(f"The size is {size} pixels; expected at least {_LEAST_SIDE}.")
+    if size is not None and size**2 > dicom.MOST_PIXELS:
+        raise MedlmError(
+            f"The size is {size} pixels; expected at most "
+            f"{math.isqrt(dicom.MOST_PIXELS)}, and 128 to 512 will do."
+        )
     if spacing is not None and size is None:
         raise MedlmError(
             "A spacing is given and no size; expected both (--spacing and --size): "
@@ -297,7 +311,12 @@ def _read_picture(path: Path, offset: float | None) -> _Image:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, about size and transparency
         try:
-            with Image.open(path, formats=_FORMATS) as picture:
+            # Opened by name, Pillow scrambles plain TIFF files that are to be turned by
+            # 90 degrees: it maps them into memory in the shape that they get.
+            with (
+                path.open("rb") as file,
+                Image.open(file, formats=_FORMATS) as picture,
+            ):
                 _check_picture(path, picture)
                 picture.load()
                 return _picture(path, _upright(picture), offset)
@@ -425,9 +444,15 @@ def _fitted(path: Path, image: _Image, reading: Reading) -> np.ndarray:
             "mm, since a spacing is asked for (--spacing). Leave the file out."
         )
     sides = [
-        max(1, round(side * given / reading.spacing_mm))
+        round(side * given / reading.spacing_mm)
         for side, given in zip(values.shape, image.spacing_mm, strict=True)
     ]
+    if min(sides) < _LEAST_SIDE:
+        raise MedlmError(
+            f"{path} would have {sides[1]} x {sides[0]} pixels of "
+            f"{reading.spacing_mm:g} mm; expected at least {_LEAST_SIDE}. Name a "
+            "smaller spacing (--spacing), in mm."
+        )
     if math.prod(sides) > dicom.MOST_PIXELS:
         raise MedlmError(
             f"{path} would have {sides[1]} x {sides[0]} pixels of "
@@ -489,7 +514,10 @@ def _check_alike(
 
 
 def _warnings(
-    images: Sequence[_Image], names: Sequence[str], empty: Sequence[str]
+    images: Sequence[_Image],
+    names: Sequence[str],
+    empty: Sequence[str],
+    coarse: Sequence[str],
 ) -> Iterator[str]:
     """What the images have that a model could take for the class."""
     planes = [image.plane for image in images]
@@ -514,4 +542,10 @@ def _warnings(
             f"{len(empty)} of {len(names)} images have no more than two values, such "
             f"as {empty[0]}: they are blank, or outlines of a lesion, which give the "
             "class away"
+        )
+    if coarse:
+        yield (
+            f"{len(coarse)} of {len(names)} images have no more than {_FEW_LEVELS} "
+            f"different values, such as {coarse[0]}: most likely Hounsfield units of "
+            "16 bits that were cut to 8, and soft tissue is lost. Export them again"
         )

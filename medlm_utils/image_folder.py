@@ -118,7 +118,7 @@ def read_folder(
     patient = np.array([row["patient"] for row in of_file])
     where = places(found.names, patient.tolist())
     labels, told = labels_of(found.names, where, of_file, table)
-    split, said = _splits(where, of_file, patient, table)
+    split, said = _splits(where, of_file, table)
     odd = one_image_each(found.names, patient)
     classes, why = ordered_classes(labels, positive, told)
     if len(classes) < 2:
@@ -202,6 +202,12 @@ def read_table(path: str | Path | None) -> dict[str, Row]:
             for what, place in columns.items()
         }
         name = row["file"].replace("\\", "/").removeprefix("./")
+        if any(field.strip() for field in line[len(heading) :]):
+            raise MedlmError(
+                f"The row of {name} in {path} has {len(line)} cells, and the heading "
+                f"{len(heading)}; expected as many. A cell with the mark that "
+                "separates cells needs quotation marks around it."
+            )
         if not name or row["patient"].lower() in _NO_VALUE:
             raise MedlmError(
                 f"{path} has a row without a {'file' if not name else 'patient'}: "
@@ -281,6 +287,13 @@ def rows_of(
         As `read_table` takes it. A file may be named with the folders above it, or
         without any, as long as it is clear which one is meant.
 
+    Returns
+    -------
+    tuple
+        File to row, and the remarks. Patients who differ only in capitals, spaces or
+        zeros, such as 5, 5.0 and 005, are one, named as the first row does; ``written``
+        is what stands in the table.
+
     Raises
     ------
     MedlmError
@@ -304,9 +317,13 @@ def rows_of(
     rows = {meant[name]: row for name, row in given.items()}
     alike = _written_otherwise(row["patient"] for row in rows.values())
     remarks = [
-        f"the patients {some(alike)} of {Path(str(table)).name} count as different "
-        "people; if they are the same, slices of one may be in training and test"
+        f"{some(alike)} in {Path(str(table)).name} are written differently and count "
+        "as one patient; give other people other names"
     ]
+    first: dict[str, str] = {}
+    for row in rows.values():
+        row["written"] = row["patient"]
+        row["patient"] = first.setdefault(_bare(row["patient"]), row["patient"])
     return rows, remarks if alike else []
 
 
@@ -363,7 +380,8 @@ def _written_otherwise(values: Iterable[str]) -> list[str]:
 
 
 def _bare(value: str) -> str:
-    """5 for 5, 5.0 and 005; p1 for P1 and "P 1"."""
+    """5 for 5, 5.0 and 005; p1 for P1 and "P 1"; accents in one of their two ways."""
+    value = unicodedata.normalize("NFKC", value)
     if re.fullmatch(r"\d+([.,]0*)?", value):
         return str(int(re.split("[.,]", value)[0]))
     return "".join(value.casefold().split())
@@ -388,9 +406,18 @@ def one_image_each(names: Sequence[str], patient: np.ndarray) -> list[str]:
 # Classes and splits of folders --------------------------------------------------------
 
 _SPLIT_WORDS = {
-    "train": ("train", "training", "trn", "tr", "训练", "训练集", "訓練"),
-    "val": ("val", "valid", "validation", "dev", "development", "验证", "验证集"),
-    "test": ("test", "testing", "tst", "holdout", "测试", "测试集", "測試"),
+    "train": (
+        *("train", "training", "trn", "tr", "训练", "训练集", "訓練"),
+        *("entrainement", "apprentissage", "entrenamiento"),
+    ),
+    "val": (
+        *("val", "valid", "validation", "dev", "development", "验证", "验证集"),
+        *("validierung", "validacion"),
+    ),
+    "test": (
+        *("test", "testing", "tst", "holdout", "测试", "测试集", "測試"),
+        *("prueba", "pruebas"),
+    ),
 }
 _OF_SPLITS = {"set", "data", "images", "image", "imgs", "split", "ct", "folder", "dir"}
 
@@ -410,6 +437,7 @@ class Place(NamedTuple):
 
     name: str  # of the class
     split: str
+    below: str = ""  # the folder within that of the class
 
 
 def places(names: Sequence[str], patient: Sequence[str]) -> list[Place]:
@@ -447,7 +475,8 @@ def places(names: Sequence[str], patient: Sequence[str]) -> list[Place]:
         folders = [f[:level] + f[level + 1 :] for f in folders]
     depth = _wrappers(folders, patient)
     tops = [f[depth] if len(f) > depth else "" for f in folders]
-    return [Place(*pair) for pair in zip(tops, split, strict=True)]
+    within = [f[depth + 1] if len(f) > depth + 1 else "" for f in folders]
+    return [Place(*said) for said in zip(tops, split, within, strict=True)]
 
 
 def _split_level(folders: list[list[str]]) -> int | None:
@@ -496,7 +525,8 @@ def labels_of(
     """
     folders = [place.name for place in where]
     if not any("label" in row for row in rows):
-        _check_are_classes(names, where, rows, table)
+        whose = [row["patient"] for row in rows]
+        check_are_classes(names, where, whose, table)
         return folders, {}
     labels = [row["label"] for row in rows]
     nameless = [n for n, lab in zip(names, labels, strict=True) if not lab]
@@ -524,18 +554,31 @@ def labels_of(
     return labels, {}
 
 
-def _check_are_classes(
-    names: Sequence[str], where: Sequence[Place], rows: Sequence[Row], table: Path
+def check_are_classes(
+    names: Sequence[str], where: Sequence[Place], patient: Sequence[str], table: Path
 ) -> None:
+    """Refuse folders that are not those of classes, or may be others.
+
+    Parameters
+    ----------
+    names, where, patient
+        Of each file: its name, what its folders say, and whose it is.
+    table
+        For the words of an error.
+
+    Raises
+    ------
+    MedlmError
+        If a file has no folder, or folders are those of patients, of splits and classes
+        at once, or of sites, years or folds.
+    """
     loose = [name for name, place in zip(names, where, strict=True) if not place.name]
     if loose:
         raise MedlmError(
             f"{len(loose)} images have no class: {some(loose)}. Expected each "
             f"class in a folder of its own, or a column label in {table}."
         )
-    pairs = {
-        (place.name, row["patient"]) for place, row in zip(where, rows, strict=True)
-    }
+    pairs = {(place.name, name) for place, name in zip(where, patient, strict=True)}
     tops = {place.name for place in where}
     if len(pairs) == len(tops) > 2:
         raise MedlmError(
@@ -543,6 +586,49 @@ def _check_are_classes(
             "patient: these are folders of patients, not of classes. Expected each "
             f"class in a folder of its own, or a column label in {table}."
         )
+    _check_one_way(tops, table)
+    _check_level(where, patient, table)
+
+
+def _check_one_way(tops: set[str], table: Path) -> None:
+    """Refuse folders that name a class twice, or a class and a split at once."""
+    alike = _written_otherwise(sorted(tops))
+    if alike:
+        raise MedlmError(
+            f"The folders write a class in two ways: {some(alike)}. Expected one."
+        )
+    cuts = [_tokens(top) or [""] for top in tops]
+    ends = {split_of(cut[0]) or split_of(cut[-1]) for cut in cuts}
+    if None not in ends and len(ends) > 1:
+        raise MedlmError(
+            f"The folders {some(sorted(tops), 6)} name a split and a class at once; "
+            "expected a folder of each split with a folder of each class in it, or "
+            f"the columns label and split in {table}."
+        )
+
+
+def _check_level(where: Sequence[Place], patient: Sequence[str], table: Path) -> None:
+    """Refuse folders of sites, years or folds that all hold the same folders."""
+    whose: dict[str, set[str]] = {}
+    above: dict[str, set[str]] = {}
+    for place, name in zip(where, patient, strict=True):
+        if place.below:
+            whose.setdefault(place.below, set()).add(name)
+            above.setdefault(place.below, set()).add(place.name)
+    shared = sorted(
+        name for name in above if len(above[name]) > 1 and len(whose[name]) > 1
+    )
+    tops = sorted({place.name for place in where})
+    if len(shared) > 1 and not (_say_a_class(tops) and not _say_a_class(shared)):
+        raise MedlmError(
+            f"The folders {some(tops)} hold the same folders, {some(shared)}; expected "
+            "to know which of them are the classes. Move the files, or say it in a "
+            f"column label of {table}."
+        )
+
+
+def _say_a_class(names: Sequence[str]) -> bool:
+    return any(_rank(name, names) is not None for name in names)
 
 
 def _nearly_agree(pairs: Mapping[tuple[str, str], int]) -> bool:
@@ -556,7 +642,7 @@ def _nearly_agree(pairs: Mapping[tuple[str, str], int]) -> bool:
 
 
 def _splits(
-    where: list[Place], rows: Sequence[Row], patient: np.ndarray, table: Path
+    where: list[Place], rows: Sequence[Row], table: Path
 ) -> tuple[np.ndarray | None, list[str]]:
     """(slices,) splits, of the table or else of the folders; and what is odd."""
     by_folder = np.array([place.split for place in where])
@@ -564,9 +650,9 @@ def _splits(
     if (told == "").all():
         if not by_folder.any():
             return None, []
-        _check_splits(patient, by_folder, "the folders")
+        _check_splits(rows, by_folder, "the folders")
         return by_folder, []
-    _check_splits(patient, told, str(table))
+    _check_splits(rows, told, str(table))
     differ = [split_of(a) != b for a, b in zip(told, by_folder, strict=True) if b]
     remark = (
         f"{sum(differ)} images lie in a folder of another split than {table.name} "
@@ -575,7 +661,7 @@ def _splits(
     return told, [remark] if any(differ) else []
 
 
-def _check_splits(patient: np.ndarray, split: np.ndarray, who: str) -> None:
+def _check_splits(rows: Sequence[Row], split: np.ndarray, who: str) -> None:
     """No patient in two splits, as far as any are named."""
     nameless = split == ""
     if nameless.any():
@@ -583,13 +669,16 @@ def _check_splits(patient: np.ndarray, split: np.ndarray, who: str) -> None:
             f"{nameless.sum()} of {len(split)} rows of {who} have no split; expected "
             "one in every row, or no column split."
         )
-    of_patient: dict[str, str] = {}
-    for name, part in zip(patient.tolist(), split.tolist(), strict=True):
-        if of_patient.setdefault(name, part) != part:
+    of_patient: dict[str, tuple[str, str]] = {}
+    for row, part in zip(rows, split.tolist(), strict=True):
+        here = row["written"]
+        there, other = of_patient.setdefault(row["patient"], (here, part))
+        if other != part:
+            name = here if here == there else f"{there}, also written {here},"
             raise MedlmError(
-                f"The patient {name} is in two splits of {who}, {of_patient[name]} "
-                f"and {part}; expected each patient in one. Slices of one patient look "
-                "alike, so the test would be no test."
+                f"The patient {name} is in two splits of {who}, {other} and {part}; "
+                "expected each patient in one. Slices of one patient look alike, so "
+                "the test would be no test."
             )
 
 

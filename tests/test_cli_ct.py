@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import collections
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -26,7 +28,14 @@ from PIL import Image
 from test_cli_bert import Page, contents
 
 from medlm_utils import ct, dicom, image_files, image_folder, resnet, runtime
-from medlm_utils.cli import ct_finetune, ct_leaks, ct_pictures, ct_results, ct_run
+from medlm_utils.cli import (
+    ct_finetune,
+    ct_leaks,
+    ct_pictures,
+    ct_predict,
+    ct_results,
+    ct_run,
+)
 from medlm_utils.cli import main as cli
 from medlm_utils.runtime import MedlmError
 
@@ -516,6 +525,7 @@ def test_bad_images_are_one_clear_error(
         ("--weights=imagenet", "cannot be downloaded"),
         ("--epochs=0", "epochs is 0; expected at least 1"),
         ("--rate=0", "rate is 0.0; expected above 0"),
+        ("--rate=inf", "--rate is inf; expected a number"),
         ("--frozen=6", "6 stages are to be frozen; expected 0 to 5"),
         ("--sensitivity=2", "--sensitivity is 2.0"),
         ("--checkpoint-every=0", "--checkpoint-every is 0"),
@@ -842,7 +852,59 @@ def test_labels_of_other_names_are_one_line(
         del row["label"]
     write_table(table, rows)
     assert predict(run, images, out, f"--patients={table}") == 0
+    said = capsys.readouterr().out
+    assert "No report: The classes of these images are well, and" in said
     assert not (tmp_path / "out.report.html").exists()
+
+
+@pytest.mark.parametrize(
+    "labels, found",
+    [
+        (["Normal", "ABNORMAL"], [0, 1]),
+        (["abnormal"], [1]),
+        (["well", "abnormal"], None),
+    ],
+)
+def test_classes_are_known_by_their_names(labels: list[str], found: Any) -> None:
+    number, why = ct_predict._numbers(labels, ["normal", "abnormal"])
+    assert number == found and bool(why) == (found is None)
+    assert ct_predict._numbers(["a", "A"], ["A", "a"])[0] == [1, 0]
+
+
+def test_a_window_that_shows_nothing_is_a_warning() -> None:
+    hu = np.linspace(-1000, 700, 400).reshape(1, 20, 20).astype(np.int16)
+    images = image_folder.Folder(
+        hu, ("a",), ("0", "1"), "", np.zeros(1), np.array(["p"]), None
+    )
+    for window in (ct.LUNG, ct.MEDIASTINUM, ct.Window(80, 40)):
+        assert not ct_run.outside_of(images, window)
+    for window in (ct.Window(10, 40), ct.Window(40, 900)):  # 40,400 turned round
+        (words,) = ct_run.outside_of(images, window)
+        assert "width first" in words
+    grey = dataclasses.replace(images, images=hu.astype(np.uint8))
+    assert not ct_run.outside_of(grey, ct.Window(40, 900))
+
+
+@pytest.mark.parametrize("labels", [("normal", "abnormal"), ("normal", "normal")])
+def test_the_table_may_call_classes_as_the_model_does(
+    tmp_path: Path, labels: tuple[str, str]
+) -> None:
+    """Folders of other names; one of them only, where all are of one class."""
+    for top in dict.fromkeys(["A", "B"][: len(set(labels))]):
+        (tmp_path / "in" / top).mkdir(parents=True)
+    tops = ["A", "B"] if len(set(labels)) == 2 else ["A", "A"]
+    rows = [
+        {"file": f"{top}/{n}.png", "patient": str(n), "label": label}
+        for n, (top, label) in enumerate(zip(tops, labels, strict=True))
+    ]
+    write_table(tmp_path / "patients.csv", rows)
+    chosen = argparse.Namespace(
+        images=tmp_path / "in", patients=tmp_path / "patients.csv"
+    )
+    about = {"classes": ["normal", "abnormal"]}
+    known = ct_predict._known(chosen, about, [row["file"] for row in rows])
+    expected = [about["classes"].index(label) for label in labels]
+    assert list((known.label or {}).values()) == expected
 
 
 @pytest.mark.slow

@@ -164,6 +164,18 @@ def test_a_folder_of_patients_is_no_class(tmp_path: Path) -> None:
     assert list(table(out)[0]) == ["file", "patient"]
 
 
+def test_nor_is_a_fold_or_a_site(tmp_path: Path) -> None:
+    for number, top in enumerate(("fold1", "fold2")):
+        for place, label in enumerate(("normal", "ill")):
+            folder = tmp_path / "in" / top / label
+            folder.mkdir(parents=True)
+            for n, values in enumerate(series(2 * number + place, 3)):
+                Image.fromarray(values).save(folder / f"{n}.png")
+    out = tmp_path / "patients.csv"
+    assert cli.main(["ct-patients", str(tmp_path / "in"), f"--output={out}"]) == 0
+    assert list(table(out)[0]) == ["file", "patient"]
+
+
 def test_bad_files_and_equal_ones(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -353,7 +353,7 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path, kept):
         ({"RescaleSlope": "50"}, "pixels above 2500 HU"),
         ({"RescaleIntercept": "0"}, "RescaleIntercept is wrong"),
         ({"RescaleType": "Z_EFF"}, "the RescaleType Z_EFF; expected HU"),
-        ({"RescaleType": "US"}, "the RescaleType US"),
+        ({"raw": {"RescaleType": "HU\\Z_EFF"}}, "the RescaleType Z_EFF"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "the type LOCALIZER"),
         ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "SCREEN SAVE"),
         ({"PixelData": None}, "has no pixel data; expected a CT slice"),
@@ -372,7 +372,9 @@ def test_a_file_that_is_no_slice_is_refused(tmp_path, changes, said):
     assert said in refused(changed(tmp_path / "a.dcm", **changes))
 
 
-@pytest.mark.parametrize("unit", ["", "HU", "Houndsfield Unit", "hounsfield"])
+@pytest.mark.parametrize(
+    "unit", ["", "HU", "Houndsfield Unit", "hounsfield", "US", ["HU", "HU"]]
+)
 def test_units_that_scanners_write(tmp_path, sample, unit):
     path = changed(tmp_path / "a.dcm", RescaleType=unit)
     np.testing.assert_array_equal(dicom.read_dicom(path).hu, sample.hu)
@@ -492,3 +494,20 @@ def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path, seed):
         assert np.isfinite(dicom.read_dicom(path).hu).all()
     except MedlmError as error:
         assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_grey_levels_in_16_bits_are_no_hounsfield_units(tmp_path, stored):
+    grey = np.linspace(0, 255, stored.size).reshape(stored.shape).astype(np.int16)
+    path = changed(tmp_path / "a.dcm", grey, RescaleIntercept="0")
+    assert "goes from 0 to 255 HU" in refused(path)
+    water = (grey // 60).astype(np.int16) * 8  # 0 to 32 HU, such as a part of a brain
+    path = changed(tmp_path / "b.dcm", water, RescaleIntercept="0")
+    assert dicom.read_dicom(path).hu.max() == 32
+
+
+def test_an_intercept_that_was_taken_twice_is_refused(tmp_path, sample):
+    said = refused(changed(tmp_path / "a.dcm", RescaleIntercept="-2048"))
+    assert "below -1500 HU" in said and "most likely by 1024" in said
+    clipped = np.maximum(sample.hu, 0).astype(np.int16)
+    said = refused(changed(tmp_path / "b.dcm", clipped, RescaleIntercept="0"))
+    assert "at 0 HU, and nothing below" in said

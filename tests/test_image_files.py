@@ -437,3 +437,45 @@ def test_a_folder_that_may_not_be_read(tmp_path):
     (tmp_path / "b").mkdir(mode=0)
     with pytest.raises(MedlmError, match="cannot be opened"):
         image_files.find(tmp_path)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("packed", [None, "tiff_lzw"])
+@pytest.mark.parametrize("turned", [2, 3, 4, 5, 6, 7, 8])
+def test_tiff_files_are_turned_whole(tmp_path, turned, packed, deep):
+    """Pillow by itself scrambles the pixels of a TIFF file that it maps."""
+    turn = Image.Transpose
+    back = dict(enumerate(
+        (turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE,
+         turn.ROTATE_90, turn.TRANSVERSE, turn.ROTATE_270), start=2))  # fmt: skip
+    grey = some_grey((40, 24)).astype(np.uint16 if deep else np.uint8)
+    grey[0, :2] = 0, 255
+    about = Image.Exif()
+    about[0x0112] = turned
+    picture = Image.fromarray(grey * (257 if deep else 1)).transpose(back[turned])
+    picture.save(tmp_path / "a.tif", exif=about, compression=packed)
+    np.testing.assert_array_equal(one(tmp_path / "a.tif", Reading()), grey)
+
+
+def test_a_size_that_no_memory_holds_is_refused(tmp_path):
+    save(tmp_path / "a.png", some_grey())
+    for size in (9000, 10**9):
+        with pytest.raises(MedlmError, match="expected at most 8192"):
+            read(tmp_path, Reading(size=size))
+
+
+def test_a_spacing_that_leaves_nothing_is_refused(tmp_path):
+    slices(tmp_path)  # 85 mm
+    with pytest.raises(MedlmError, match=r"4 x 4 pixels of 20 mm; expected at least 8"):
+        read(tmp_path, Reading(size=32, spacing_mm=20))
+    assert read(tmp_path, Reading(size=32, spacing_mm=10)).values.shape == (4, 32, 32)
+
+
+def test_hounsfield_units_cut_to_8_bits_are_a_warning(tmp_path, sample):
+    save(tmp_path / "a.png", ((sample.astype(int) + 1024) >> 8).astype(np.uint8))
+    words = read(tmp_path).warnings
+    assert (
+        len(words) == 1 and "1 of 1 images have no more than 16 different" in words[0]
+    )
+    save(tmp_path / "a.png", ((sample.astype(int) + 1024) >> 5).astype(np.uint8))
+    assert not read(tmp_path).warnings

@@ -351,14 +351,117 @@ def test_a_bare_name_of_two_files_is_not_clear(tmp_path, three):
         read(tmp_path)
 
 
-@pytest.mark.parametrize("names", [("5", "5.0", "005"), ("P1", "p1", "p 1")])
-def test_patients_that_are_written_in_several_ways_are_a_warning(
-    tmp_path, three, names
-):
+SPELLED = [
+    ("5", "5.0", "005"),
+    ("P1", "p1", "p 1"),
+    ("M\u00fcller", "Mu\u0308ller", "m\u00fcller"),  # as Windows and macOS write it
+    ("12", "\uff11\uff12", "012"),  # digits of the width of Chinese signs
+]
+
+
+@pytest.mark.parametrize("names", SPELLED)
+def test_patients_that_are_written_in_several_ways_are_one(tmp_path, three, names):
     rows = [row | {"patient": name} for row, name in zip(three, names, strict=True)]
     write_table(tmp_path / "patients.csv", rows)
-    words = [w for w in read(tmp_path).warnings if "count as different people" in w]
+    found = read(tmp_path)
+    assert set(found.patient.tolist()) == {names[0]}
+    words = [w for w in found.warnings if "count as one patient" in w]
     assert len(words) == 1 and all(name in words[0] for name in names)
+
+
+@pytest.mark.parametrize("names", SPELLED)
+def test_nor_may_they_be_in_two_splits(tmp_path, three, names):
+    parts = ("train", "train", "test")
+    rows = [
+        row | {"patient": name, "split": part}
+        for row, name, part in zip(three, names, parts, strict=True)
+    ]
+    write_table(tmp_path / "patients.csv", rows)
+    with pytest.raises(MedlmError, match=r"also written .* in two splits") as caught:
+        read(tmp_path)
+    assert names[0] in str(caught.value) and names[2] in str(caught.value)
+
+
+def placed(tmp_path, *tops):
+    """Classes of images in folders such as ``fold1/normal``, two patients each."""
+    rows = []
+    for number, top in enumerate(tops):
+        (tmp_path / "images" / top).mkdir(parents=True)
+        for one in range(2):
+            name = f"{top}/{one}.png"
+            rows.append({"file": name, "patient": f"p{number}_{one}"})
+            grey = np.random.default_rng(len(rows)).integers(0, 255, (12, 12))
+            Image.fromarray(grey.astype(np.uint8)).save(tmp_path / "images" / name)
+    write_table(tmp_path / "patients.csv", rows)
+    return read(tmp_path).classes
+
+
+@pytest.mark.parametrize(
+    "tops",
+    [
+        ("fold1", "fold2", "fold3"),
+        ("2019", "2020"),
+        ("hospital0", "hospital1"),
+        ("kouluttaa", "testata"),  # splits in a language that is not known
+    ],
+)
+def test_folders_that_hold_the_same_folders_may_be_no_classes(tmp_path, tops):
+    both = [f"{top}/{label}" for top in tops for label in ("normal", "tumor")]
+    with pytest.raises(MedlmError, match="hold the same folders, normal, tumor; "):
+        placed(tmp_path, *both)
+    rows = list(csv.DictReader((tmp_path / "patients.csv").open()))
+    for row in rows:
+        row["label"] = row["file"].split("/")[1]
+    write_table(tmp_path / "patients.csv", rows)
+    assert read(tmp_path).classes == ("normal", "tumor")
+
+
+def test_what_lies_below_a_class_may_repeat(tmp_path):
+    tops = [f"{label}/{kind}" for label in ("normal", "tumor") for kind in "ab"]
+    assert placed(tmp_path, *tops) == ("normal", "tumor")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("Training", "Validierung", "Test"),
+        ("entra\u00eenement", "validation", "test"),
+        ("entrenamiento", "validaci\u00f3n", "prueba"),
+    ],
+)
+def test_splits_in_other_languages(tmp_path, words):
+    tops = [f"{word}/{label}" for word in words for label in ("normal", "tumor")]
+    assert placed(tmp_path, *tops) == ("normal", "tumor")
+    assert set(read(tmp_path).split.tolist()) == {"train", "val", "test"}
+
+
+@pytest.mark.parametrize(
+    "tops, said",
+    [
+        (("train_normal", "train_tumor", "test_normal", "test_tumor"), "at once"),
+        (("normal-train", "tumor-test"), "at once"),
+        (("train/Normal", "train/tumor", "test/normal"), "in two ways"),
+    ],
+)
+def test_folders_that_name_a_class_badly(tmp_path, tops, said):
+    with pytest.raises(MedlmError, match=said):
+        placed(tmp_path, *tops)
+
+
+def test_classes_may_have_the_word_of_a_split(tmp_path):
+    found = placed(tmp_path, "test_negative", "test_positive")
+    assert found == ("test_negative", "test_positive")
+
+
+def test_a_row_of_more_cells_than_headings_is_refused(tmp_path, three):
+    path = tmp_path / "patients.csv"
+    write_table(path, three)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, ""]) + ",,,\n")  # as Excel leaves them
+    read(tmp_path)
+    path.write_text("\n".join([*lines[:-1], f"{lines[-1]}, Jane"]))
+    with pytest.raises(MedlmError, match=r"The row of .* has 3 cells, and the heading"):
+        read(tmp_path)
 
 
 def test_a_patient_for_every_image_is_a_loud_warning(tmp_path, three):

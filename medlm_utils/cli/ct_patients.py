@@ -120,6 +120,7 @@ def _rows(guess: Guess) -> Iterator[list[str]]:
 
     try:
         where = image_folder.places(guess.names, guess.patient)
+        image_folder.check_are_classes(guess.names, where, guess.patient, Path())
     except MedlmError:  # folders of which nobody can tell what they mean
         where = []
     classes = {place.name for place in where}

@@ -73,12 +73,15 @@ class Known:
         File to the number of its class; None if these are not known.
     warnings
         What is odd about the table.
+    no_report
+        Why the classes are not known; empty if they are, or without a table.
     """
 
     names: list[str]
     patient: dict[str, str] | None
     label: dict[str, int] | None
     warnings: list[str]
+    no_report: str = ""
 
 
 def run_predict(chosen: argparse.Namespace) -> int:
@@ -182,6 +185,13 @@ def _known(
         where = image_folder.places(names, patient)
         said_of = image_folder.labels_of(names, where, of_file, chosen.patients)
         label, said = _numbers(said_of[0], about["classes"])
+        # The table may call them as the model does where the folders do not.
+        told = [said_of[1].get(name, name) for name in said_of[0]]
+        by_table, _ = _numbers(told, about["classes"])
+        if label and by_table and label != by_table:
+            label, said = None, "Folders and column label contradict each other."
+        elif label is None:
+            label = by_table
     except MedlmError as error:
         said = str(error)
     if label is None and any("label" in row for row in of_file):
@@ -190,7 +200,7 @@ def _known(
             "a report."
         )
     numbers = None if label is None else dict(zip(names, label, strict=True))
-    return Known(names, whose, numbers, warnings)
+    return Known(names, whose, numbers, warnings, said if label is None else "")
 
 
 def _numbers(
@@ -199,14 +209,17 @@ def _numbers(
     """The number of each class, or what is wrong with their names."""
     from medlm_utils import ct
 
-    place = {name: number for number, name in enumerate(classes)}
-    odd = sorted(set(labels) - set(classes))
+    place = {name.casefold(): number for number, name in enumerate(classes)}
+    if len(place) < len(classes):  # two that differ in capitals alone
+        place = {name: number for number, name in enumerate(classes)}
+    key = {name: name if name in place else name.casefold() for name in set(labels)}
+    odd = sorted(name for name in key if key[name] not in place)
     if odd:
         return None, (
             f"The classes of these images are {ct.some(odd)}, and the model knows "
             f"{', '.join(classes)}; expected the same names."
         )
-    return [place[name] for name in labels], ""
+    return [place[key[name]] for name in labels], ""
 
 
 def patients_file(output: Path) -> Path:
@@ -397,3 +410,5 @@ def _tell(
         print(f"One row a patient: {patients_file(chosen.output)}")
     if known.label is not None:
         print(f"Report: {beside(chosen.output, '.html')}")
+    elif known.no_report:
+        print(f"No report: {known.no_report}")

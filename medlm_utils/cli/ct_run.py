@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import math
 import re
 import shlex
 import time
@@ -27,6 +28,7 @@ WINDOWS = ("lung", "mediastinum")
 _PART_OF = {"train": "training", "val": "validation", "test": "test"}
 _SPARE_BYTES = 10_000_000  # of predictions and the report
 _LARGEST_SEED = 2**32 - 1  # that numpy takes
+_LEAST_SEEN = 0.02  # of the pixels, within the window
 _FEW = 50  # patients: with fewer an interval is too narrow
 
 
@@ -99,7 +101,7 @@ class CtRun:
         rows, drawn = _parts(images, chosen.seed)
         _check_classes(images, rows)
         warnings = [*images.warnings, *ct_leaks.check(images, rows, chosen.trust_table)]
-        warnings += drawn + _warnings(images, rows)
+        warnings += drawn + _warnings(images, rows) + outside_of(images, window)
         facts = file_facts([chosen.images / name for name in images.files])
         runtime.seed_everything(chosen.seed)
         weights = None if chosen.weights == "none" else chosen.weights
@@ -176,6 +178,8 @@ def _check_options(chosen: argparse.Namespace) -> None:
         raise MedlmError(
             f"--sensitivity is {chosen.sensitivity}; expected above 0, at most 1."
         )
+    if math.isinf(chosen.rate):
+        raise MedlmError(f"--rate is {chosen.rate}; expected a number, such as 0.01.")
     if not 0 <= chosen.seed <= _LARGEST_SEED:
         raise MedlmError(
             f"--seed is {chosen.seed}; expected 0 to {_LARGEST_SEED}, any number will "
@@ -312,6 +316,19 @@ def _warnings(images: image_folder.Folder, rows: dict[str, np.ndarray]) -> list[
         if count < _FEW and part != "training"
     ]
     return _lost_classes(images) + found
+
+
+def outside_of(images: image_folder.Folder, window: ct.Window) -> list[str]:
+    """A warning where nearly all of the images is black or white in the window."""
+    some = images.images[:: max(1, len(images.images) // 200)]
+    seen = np.mean((some > window.low_hu) & (some < window.high_hu))
+    if images.window is None or seen > _LEAST_SEEN:
+        return []
+    return [
+        f"only {seen:.1%} of the pixels lie within the window of {window.low_hu:g} to "
+        f"{window.high_hu:g} HU, and all others are black or white: --window takes the "
+        "width first, then the level"
+    ]
 
 
 def _lost_classes(images: image_folder.Folder) -> list[str]:
