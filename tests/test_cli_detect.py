@@ -689,7 +689,7 @@ def test_of_equal_scores_the_first_rows_are_flagged(
     assert "2 rows have the score of the last flagged one, unflagged" in err
     assert column(table(out), "rank")[[1, 4, 7, 10, 13, 16]].tolist() == [*range(1, 7)]
     page = out.with_name("out.report.html").read_text()
-    assert "Rows with that very score that were left out: 2." in page
+    assert "Rows left out with that score, but for rounding: 2." in page
 
 
 @pytest.mark.parametrize("asked", [1, 3, 9, 10])

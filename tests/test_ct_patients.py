@@ -176,6 +176,14 @@ def test_nor_is_a_fold_or_a_site(tmp_path: Path) -> None:
     assert list(table(out)[0]) == ["file", "patient"]
 
 
+def test_folders_of_series_are_no_classes() -> None:
+    """Two kernels of a patient and a scan of another, each in a folder."""
+    names, patients = ["a_sharp/0", "a_smooth/0", "b/0", "b/1"], ["a", "a", "b", "b"]
+    rows = list(ct_patients._rows(ct_patients.Guess(names, patients, [])))
+    assert rows[0] == ["file", "patient"]
+    assert rows[1] == ["a_sharp/0", "a"]
+
+
 def test_bad_files_and_equal_ones(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

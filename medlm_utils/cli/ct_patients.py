@@ -125,7 +125,8 @@ def _rows(guess: Guess) -> Iterator[list[str]]:
         where = []
     classes = {place.name for place in where}
     pairs = set(zip((place.name for place in where), guess.patient, strict=False))
-    are_patients = len(pairs) == len(classes) == len(set(guess.patient))
+    # Folders of one patient each are of patients, or of series of theirs.
+    are_patients = len(pairs) == len(classes) and len(set(guess.patient)) > 1
     has_labels = len(classes) > 1 and "" not in classes and not are_patients
     yield ["file", "patient", *["label"] * has_labels]
     for row, pair in enumerate(zip(guess.names, guess.patient, strict=True)):

@@ -306,7 +306,7 @@ def _spread(content: Content) -> str:
     beyond = spread["beyond"]
     beyond = f" Rows beyond the right end: {beyond:,}." if beyond else ""
     tied = content["tied_and_not_flagged"]
-    remark = f" Rows with that very score that were left out: {tied:,}." if tied else ""
+    remark = f" Rows left out with that score, but for rounding: {tied:,}." * (tied > 0)
     return pages.figures(
         pages.figure(
             "scores",

@@ -152,7 +152,7 @@ class Found:
         if self.tied:
             rows = "1 row has" if self.tied == 1 else f"{self.tied:,} rows have"
             found.append(
-                f"{rows} the score of the last flagged one, unflagged: of equal scores "
-                "the first rows are flagged."
+                f"{rows} the score of the last flagged one, unflagged: scores that are "
+                f"apart by {self.rounding:.1g} or less may differ by rounding alone."
             )
         return found
