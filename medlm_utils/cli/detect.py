@@ -327,6 +327,7 @@ def _check_outputs(plan: Plan) -> None:
     inputs = [*source.files, *(plan.usual.files if plan.usual else [])]
     copied = source.table.stat().st_size if source.table else 0
     needed = copied + 80 * source.count + _SPARE_BYTES
+    files.check_ending(chosen.output, ".csv")
     for path in plan.outputs.values():
         files.check_output(path, inputs, chosen.force, needed)
 
@@ -464,7 +465,7 @@ def _embedded(
     """The vectors of all texts, in pieces, made as `medlm embed` makes them."""
     from medlm_utils import bert
 
-    precision = team.precision(plan.chosen.precision)
+    precision = predict.precision_of(plan.chosen, model, team)
     compute = functools.partial(bert.embed, precision=precision)
     notes = sources.Texts(source.path, ("text",), 0, source.count, source)
     for _, piece in predict.computed(plan.chosen, team, notes, model, read, compute):

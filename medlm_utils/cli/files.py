@@ -22,6 +22,8 @@ MODEL = "model"
 SPLIT = "split.csv"
 CHECKPOINT = "checkpoint.safetensors"
 _LOCK = ".lock"
+_ENDINGS = {".csv", ".npy", ".npz", ".json", ".jsonl", ".parquet"}
+_ENDINGS |= {".xls", ".xlsx", ".ods", ".gz", ".zip", ".bz2", ".xz", ".html"}
 
 
 @contextlib.contextmanager
@@ -96,6 +98,29 @@ def check_output(path: Path, inputs: Sequence[Path], force: bool, needed: int) -
         raise unwritable(path, error) from error
     runtime.check_writable(path.parent, "name another")
     check_space(path.parent, free, needed)
+
+
+def check_ending(path: Path, own: str) -> None:
+    """Refuse a name that promises another kind of file than is written.
+
+    Parameters
+    ----------
+    path
+        Of a file that is to be written.
+    own
+        How the name of its kind ends: ``".csv"`` or ``".npy"``.
+
+    Raises
+    ------
+    MedlmError
+        If it ends as that of another well-known kind.
+    """
+    ending = path.suffix.lower()
+    if ending in _ENDINGS - {own}:
+        raise MedlmError(
+            f"--output is {path}, and what is written is no {ending} file; expected a "
+            f"name that ends in {own}."
+        )
 
 
 def unwritable(path: Path, error: OSError) -> MedlmError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import datetime
+import functools
 import gzip
 import importlib
 import io
@@ -193,12 +194,14 @@ def _separated(path: Path) -> Iterator[Row]:
     """CSV, whose heading tells what separates its fields."""
     csv.field_size_limit(LONGEST_FIELD)
     mark, line = _separator(path), 1
+    is_first = True
     try:
         with _open_text(path) as file:
             reader = csv.reader(file, delimiter=mark, strict=True)
             for fields in reader:
-                if fields:
+                if fields and not (is_first and _is_hint(fields)):
                     yield line, fields
+                is_first = is_first and not fields
                 line = reader.line_num + 1
     except csv.Error as error:
         raise _malformed(path, line, str(error)) from error
@@ -209,12 +212,20 @@ def _separator(path: Path) -> str:
 
     def names(mark: str) -> int:
         with _open_text(path) as file:
-            return len(next(filter(None, csv.reader(file, delimiter=mark)), []))
+            filled = filter(None, csv.reader(file, delimiter=mark))
+            heading = next(filled, [])
+            return len(next(filled, []) if _is_hint(heading) else heading)
 
     try:
         return max(",;\t", key=names)  # the first of equal ones: the comma
     except csv.Error:  # which the reading itself reports
         return ","
+
+
+def _is_hint(fields: list[str]) -> bool:
+    """Whether a first line is Excel's ``sep=;``, cut by whatever mark."""
+    first = "".join(fields[:1]).lower()
+    return first.startswith("sep=") and not any(fields[1:])
 
 
 def _malformed(path: Path, line: int, why: str) -> MedlmError:
@@ -247,7 +258,11 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 continue
             try:
                 found = json.loads(
-                    text, parse_int=str, parse_float=str, parse_constant=lambda _: None
+                    text,
+                    parse_int=str,
+                    parse_float=str,
+                    parse_constant=lambda _: None,
+                    object_pairs_hook=functools.partial(_once, path, line),
                 )
             except (ValueError, RecursionError):
                 found = None
@@ -257,6 +272,17 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     "a whole object, {...}, in each line."
                 )
             yield line, found
+
+
+def _once(path: Path, line: int, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, unless it names a key twice: which value is meant?"""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise MedlmError(
+            f"{path}, line {line}: a key stands twice in one object; expected each "
+            "once."
+        )
+    return found
 
 
 def _json_field(path: Path, line: int, key: str, value: Any) -> str:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     Groups = argparse._SubParsersAction[argparse.ArgumentParser]
 
+_MODEL = "medlm.json"  # in the folder of a model
 CHUNK = 8  # batches of each process in memory at a time
 
 
@@ -66,12 +67,12 @@ def run_predict(chosen: argparse.Namespace) -> int:
 
     team = Team()
     with team.one_voice():
-        model = team.all_do(lambda: bert.load_classifier(chosen.model))
+        model = team.all_do(lambda: _load(chosen.model))
         added = results.heading(model.labels)
         width = len(model.labels) * 12
         notes = team.all_do(lambda: _checked(chosen, model, width, added))
         read = team.all_do(lambda: Reading(model, chosen.tokens, chosen.long))
-        precision = team.precision(chosen.precision)
+        precision = precision_of(chosen, model, team)
         logits_of = functools.partial(bert.predict_logits, precision=precision)
 
         def shares_of(*arguments: Any, **settings: Any) -> np.ndarray:
@@ -99,7 +100,7 @@ def run_embed(chosen: argparse.Namespace) -> int:
         width = model.encoder.config.hidden_size
         notes = team.all_do(lambda: _checked(chosen, model, 4 * width))
         read = team.all_do(lambda: Reading(model, chosen.tokens, chosen.long))
-        precision = team.precision(chosen.precision)
+        precision = precision_of(chosen, model, team)
         compute = functools.partial(bert.embed, precision=precision)
         with _output(team, chosen.output, "wb") as file:
             if file:
@@ -111,18 +112,37 @@ def run_embed(chosen: argparse.Namespace) -> int:
     return _done(team, chosen, notes, read)
 
 
+def precision_of(chosen: argparse.Namespace, model: bert.Classifier, team: Team) -> str:
+    """What `team` takes, if the model can be computed in it."""
+    fast, wanted = team.precision(chosen.precision), chosen.precision
+    return team.all_do(lambda: reading.usable_precision(model, fast, wanted))
+
+
 def _write_header(file: IO[bytes], shape: tuple[int, int]) -> None:
     """What stands before the numbers in a file of NumPy."""
     kind = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, kind)
 
 
+def _load(folder: Path) -> bert.Classifier:
+    """The model of a run; whoever names the folder of the run is told."""
+    from medlm_utils import bert
+
+    inner = folder / files.MODEL
+    if (inner / _MODEL).is_file() and not (folder / _MODEL).exists():
+        raise MedlmError(
+            f"{folder} is the folder of a run, and its model is {inner}; expected "
+            "that: --model " + str(inner)
+        )
+    return bert.load_classifier(folder)
+
+
 def load_encoder(name: str) -> bert.Classifier:
     """The model of a run, or an encoder with a head that nobody asks."""
     from medlm_utils import bert
 
-    if (Path(name) / "medlm.json").is_file():
-        return bert.load_classifier(name)
+    if any((Path(name) / inner / _MODEL).is_file() for inner in ("", files.MODEL)):
+        return _load(Path(name))
     return bert.Classifier.pretrained(("no", "yes"), name)
 
 
@@ -146,6 +166,7 @@ def _checked(
             f"{chosen.input} has a column {taken[0]!r} already, which is to be added; "
             "rename it."
         )
+    files.check_ending(chosen.output, ".csv" if added else ".npy")
     copied = chosen.input.stat().st_size if added else 0
     needed = notes.count * bytes_a_row + copied
     files.check_output(chosen.output, [chosen.input], chosen.force, needed)

@@ -43,6 +43,41 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--long", choices=LONG, default="cut", help=text)
 
 
+def usable_precision(model: bert.Classifier, precision: str, wanted: str) -> str:
+    """What a model is computed in: some, such as the first DeBERTa, need float32.
+
+    Parameters
+    ----------
+    model
+        Tried with three tokens.
+    precision
+        What is meant to be taken.
+    wanted
+        What the option says; ``"auto"``: float32 will do too.
+
+    Raises
+    ------
+    MedlmError
+        If somebody wants a precision that the model cannot be computed in.
+    """
+    import torch
+
+    from medlm_utils import bert
+
+    try:
+        bert.embed(model, [torch.ones(3, dtype=torch.long)], precision=precision)
+    except RuntimeError as error:
+        if isinstance(error, MedlmError) or precision == "float32":
+            raise
+        if wanted != "auto":
+            raise MedlmError(
+                f"--precision is {wanted}, in which this model cannot be computed "
+                f"({str(error).splitlines()[0]}); expected float32."
+            ) from error
+        return "float32"
+    return precision
+
+
 class Reading:
     """Texts become rows of tokens, and what is lost on the way is counted.
 

@@ -15,6 +15,7 @@ import numpy as np
 from medlm_utils import runtime
 from medlm_utils.cli import splits, tables
 from medlm_utils.cli.processes import options_named
+from medlm_utils.cli.reading import usable_precision
 from medlm_utils.runtime import MedlmError
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class Run:
             model = bert.Classifier.pretrained(
                 labels, chosen.model, dropout=chosen.dropout, longest=chosen.tokens
             )
+            precision = usable_precision(model, precision, chosen.precision)
             settings = bert.FineTuning(
                 epochs=chosen.epochs,
                 batch=chosen.batch,

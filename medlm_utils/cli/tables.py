@@ -25,6 +25,7 @@ MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
 MISSING |= {"#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!"}  # of Excel
 ENOUGH = 50  # patients, or notes, below which an interval is somewhat too narrow
 _LOOK = 200  # rows in which a value of the first one may come again
+_SHORTENED = r"(?i)\d[.,]\d+e\+?\d+|\de\+\d+"  # 1.23457E+11
 LONGEST_NAME = 40  # of what is quoted in an error: what is longer may be a note
 
 
@@ -171,6 +172,7 @@ def read(
     _, heading = next(reading)
     wanted = {"text": text, "label": label}
     wanted |= {"patient": patient} if patient is not None else {}
+    _refuse_two_roles(wanted)
     places = {what: place_of(path, heading, wanted[what], what) for what in wanted}
     lines, kept = [], []
     for line, fields in reading:
@@ -184,7 +186,7 @@ def read(
         if what == "label" and separator:
             is_missing = functools.partial(_lacks_label, separator=separator)
         missing = [n for n, v in enumerate(values) if is_missing(v)]
-        cell = values[missing[0]].strip() if missing else ""
+        cell = values[missing[0]].strip() if missing and what != "text" else ""
         places_ = [lines[n] for n in missing]
         refuse_missing(path, what, wanted[what], places_, cell)
     return Table(
@@ -195,6 +197,16 @@ def read(
         tuple(map(str.strip, columns["patient"])) if "patient" in columns else None,
         separator,
     )
+
+
+def _refuse_two_roles(wanted: Mapping[str, str]) -> None:
+    """A model that reads the label beside, or as, the text learns nothing."""
+    for (one, name), (two, other) in itertools.combinations(wanted.items(), 2):
+        if name == other:
+            raise MedlmError(
+                f"--{one} and --{two} both name the column {name!r}; expected a column "
+                "for each."
+            )
 
 
 def has_column(path: Path, name: str) -> bool:
@@ -239,8 +251,10 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
     for other in others:
         _refuse_unseen(training, other, known)
     warnings = _nameless(training) + _written_twice(training, known)
+    warnings += _never_several(training)
+    warnings += [warning for other in others for warning in _one_class(other)]
     for table in parts.values():
-        warnings += _one_patient_twice(table)
+        warnings += _one_patient_twice(table) + _shortened(table)
     for (one, a), (two, b) in itertools.combinations(parts.items(), 2):
         if a.sha256 == b.sha256 and a.part == b.part:
             raise MedlmError(
@@ -305,6 +319,36 @@ def _written_twice(training: Table, known: Sequence[str]) -> list[str]:
                 f"of its own. If a note may have several, add --multi-label '{mark}'."
             )
     return warnings
+
+
+def _never_several(training: Table) -> list[str]:
+    """A warning where the mark between labels is rather another one."""
+    if training.separator is None or any(len(n) > 1 for n in training.labels):
+        return []
+    return [
+        f"No note of {training} has two labels with {training.separator!r} between "
+        "them; each cell is read as one label. Is --multi-label the right mark?"
+    ]
+
+
+def _one_class(other: Table) -> list[str]:
+    """A warning of a part on which always naming one class is never wrong."""
+    if len(other) < 2 or len(other.classes) > 1:  # one note: too few, told elsewhere
+        return []
+    return [
+        f"All {len(other):,} labels of {other} are {listing(other.classes)}; its "
+        "results say nothing about the other classes."
+    ]
+
+
+def _shortened(table: Table) -> list[str]:
+    """A warning of long numbers that a spreadsheet has cut to a few digits."""
+    short = [p for p in table.patient or () if re.fullmatch(_SHORTENED, p, re.ASCII)]
+    return [
+        f"{table} has {listing(classes(short), 'patient')}, as spreadsheets shorten "
+        "long numbers: different people may have become one, or one several. Export "
+        "the numbers again, as text."
+    ] * bool(short)
 
 
 def _one_patient_twice(table: Table) -> list[str]:
@@ -429,7 +473,8 @@ def sha256(path: Path) -> str:
 
 
 def _is_empty(text: str) -> bool:
-    return not text.strip()
+    """Whether there is nothing to see: a zero-width space is none for `strip`."""
+    return all(mark.isspace() or not mark.isprintable() for mark in text)
 
 
 def _is_missing(value: str) -> bool:
