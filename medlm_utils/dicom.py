@@ -465,7 +465,7 @@ def implausible(hu: np.ndarray, padding: np.ndarray) -> str | None:
         )
     thin = np.mean((inside > -200) & (inside < 350))  # where air is, after + 1024
     soft = np.mean((inside > 900) & (inside < 1200))
-    if soft > 0.25 and thin > 0.05 and inside.min() > -200:
+    if soft > 0.15 and thin > 0.05 and inside.min() > -200:
         return (
             f"has {soft:.0%} of its pixels between 900 and 1200 HU and nothing like "
             "air or fat; expected soft tissue near 40 HU. Its RescaleIntercept is "

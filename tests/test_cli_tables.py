@@ -431,3 +431,43 @@ def test_a_written_split_is_the_same_again(tmp_path: Path) -> None:
 def test_too_few_patients_for_a_split() -> None:
     with pytest.raises(MedlmError, match=r"n.csv has 2 different patients, too few"):
         splits.draw(many_notes(4), 0)
+
+
+def rows_with_a_stray_quote(path: Path) -> Path:
+    """The quote before the fifth note closes before the words of the ninth."""
+    lines = [f"p{n},note {n} is short,{('flu', 'none')[n % 2]}" for n in range(12)]
+    lines[4] = lines[4].replace("note", '"note')
+    lines[8] = lines[8].replace("note 8 is short", 'note 8 is short"')
+    path.write_text("\n".join(["patient,text,label", *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_stray_quote_does_not_swallow_rows(tmp_path: Path) -> None:
+    path = rows_with_a_stray_quote(tmp_path / "notes.csv")
+    with pytest.raises(MedlmError, match="begins in line 6 holds 3 lines that look"):
+        list(formats.rows(path))
+
+
+def test_a_note_of_several_lines_is_no_stray_quote(tmp_path: Path) -> None:
+    """Lines with as many commas as a row, and none of its values."""
+    note = "Na, 140, high\nK, 4.1, normal\nCl, 99, low\nend"
+    path = tmp_path / "notes.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = [["p1", note, "flu"], ["p2", note, "none"], ["p3", note, "flu"]]
+        csv.writer(file).writerows([["patient", "text", "label"], *rows])
+    assert [fields[1] for _, fields in formats.rows(path)][1:] == [note] * 3
+
+
+def noted(path: Path, patients: list[str], texts: list[str]) -> tables.Table:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        rows = zip(patients, texts, "ab" * len(texts), strict=False)
+        csv.writer(file).writerows([["patient", "text", "label"], *rows])
+    return tables.read(path, "text", "label", "patient")
+
+
+def test_notes_of_nobody_and_texts_but_for_capitals(tmp_path: Path) -> None:
+    one = noted(tmp_path / "a.csv", ["Unknown", "unknown", "p3"], ["One.", "Two", "x"])
+    other = noted(tmp_path / "b.csv", ["p4", "p5"], ["ONE. ", "three"])
+    said = " ".join(tables.check_parts({"training": one, "validation": other}))
+    assert "2 notes of" in said and "of the patient 'unknown'" in said
+    assert "1 of 2 validation texts is a training text too" in said

@@ -33,6 +33,7 @@ LONGEST_FIELD = 10_000_000  # characters; a quote that is never closed is soon l
 
 Row = tuple[int, list[str]]  # where it begins in the file, and its fields
 
+_SHORT, _KNOWN = 40, 1000  # characters, and values of a column, that are remembered
 _HEAD = 4096  # bytes that tell what a file is
 _GZIP = b"\x1f\x8b"
 _BINARY = {b"PK\x03\x04": "excel", b"PAR1": "parquet"}
@@ -194,12 +195,14 @@ def _separated(path: Path) -> Iterator[Row]:
     """CSV, whose heading tells what separates its fields."""
     csv.field_size_limit(LONGEST_FIELD)
     mark, line = _separator(path), 1
-    is_first = True
+    is_first, seen = True, _Seen(mark)
     try:
         with _open_text(path) as file:
             reader = csv.reader(file, delimiter=mark, strict=True)
             for fields in reader:
                 if fields and not (is_first and _is_hint(fields)):
+                    if swallowed := seen.rows_inside(fields):
+                        raise _stray_quote(path, line, swallowed)
                     yield line, fields
                 is_first = is_first and not fields
                 line = reader.line_num + 1
@@ -220,6 +223,42 @@ def _separator(path: Path) -> str:
         return max(",;\t", key=names)  # the first of equal ones: the comma
     except csv.Error:  # which the reading itself reports
         return ","
+
+
+class _Seen:
+    """Short values that came in each column: they tell a row from lines of a note."""
+
+    def __init__(self, mark: str):
+        self._mark = mark
+        self._values: list[set[str]] = []
+
+    def rows_inside(self, fields: list[str]) -> int:
+        """How many rows a field has taken in, from one stray quote to the next."""
+        if not self._values:
+            self._values = [set() for _ in fields]
+        inside = [line for f in fields if "\n" in f for line in f.split("\n")[1:-1]]
+        rows = sum(map(self._is_row, inside))
+        if rows > 1 and 2 * rows > len(inside):
+            return rows
+        for known, value in zip(self._values, fields, strict=False):
+            if len(value) <= _SHORT and len(known) < _KNOWN:
+                known.add(value.strip())
+        return 0
+
+    def _is_row(self, line: str) -> bool:
+        values = [value.strip().strip('"') for value in line.split(self._mark)]
+        if len(values) != len(self._values):
+            return False
+        pairs = zip(values, self._values, strict=True)
+        return any(value in known for value, known in pairs if value)
+
+
+def _stray_quote(path: Path, line: int, rows: int) -> MedlmError:
+    return MedlmError(
+        f"{path}: a field of the row that begins in line {line} holds {rows} lines "
+        "that look like rows of this file; expected a field to hold no rows. A double "
+        "quote before a text is not closed there: close it, or write it twice."
+    )
 
 
 def _is_hint(fields: list[str]) -> bool:

@@ -23,6 +23,7 @@ from medlm_utils.runtime import MedlmError
 # How programs write that there is no value; "none" is left out, for it can be a class.
 MISSING = {"", "nan", "na", "n/a", "#n/a", "<na>", "null"}
 MISSING |= {"#div/0!", "#name?", "#null!", "#num!", "#ref!", "#value!"}  # of Excel
+_NOBODY = frozenset(("unknown", "unk", "none", "missing", "anonymous", "-", "?"))
 ENOUGH = 50  # patients, or notes, below which an interval is somewhat too narrow
 _LOOK = 200  # rows in which a value of the first one may come again
 _SHORTENED = r"(?i)\d[.,]\d+e\+?\d+|\de\+\d+"  # 1.23457E+11
@@ -254,7 +255,7 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
     warnings += _never_several(training)
     warnings += [warning for other in others for warning in _one_class(other)]
     for table in parts.values():
-        warnings += _one_patient_twice(table) + _shortened(table)
+        warnings += _one_patient_twice(table) + _shortened(table) + _nobody(table)
     for (one, a), (two, b) in itertools.combinations(parts.items(), 2):
         if a.sha256 == b.sha256 and a.part == b.part:
             raise MedlmError(
@@ -262,8 +263,8 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
                 f"{two} than for {one}."
             )
         _refuse_shared_patients(a, b)
-        known_texts = set(a.text)
-        shared = sum(text in known_texts for text in b.text)
+        known_texts = set(map(_bare_words, a.text))
+        shared = sum(_bare_words(text) in known_texts for text in b.text)
         if shared:
             also = f"is a {one} text" if shared == 1 else f"are {one} texts"
             warnings.append(
@@ -271,6 +272,23 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
                 "results on them say little about new notes."
             )
     return warnings
+
+
+def _bare_words(text: str) -> str:
+    """The words of a text: capitals and blanks do not make it another one."""
+    return " ".join(text.casefold().split())
+
+
+def _nobody(table: Table) -> list[str]:
+    """A warning where notes of whoever count as one person's."""
+    named = [patient.casefold() for patient in table.patient or ()]
+    found = {name: named.count(name) for name in _NOBODY.intersection(named)}
+    return [
+        f"{count:,} notes of {table} are of the patient {name!r}, who counts as one "
+        "person; if they are of several, leave them out or name them."
+        for name, count in sorted(found.items())
+        if count > 1
+    ]
 
 
 def few_patients(parts: Mapping[str, Table]) -> list[str]:
