@@ -22,7 +22,7 @@ MODEL = "model"
 SPLIT = "split.csv"
 CHECKPOINT = "checkpoint.safetensors"
 _LOCK = ".lock"
-_ENDINGS = {".csv", ".npy", ".npz", ".json", ".jsonl", ".parquet"}
+_ENDINGS = {".csv", ".tsv", ".npy", ".npz", ".json", ".jsonl", ".parquet"}
 _ENDINGS |= {".xls", ".xlsx", ".ods", ".gz", ".zip", ".bz2", ".xz", ".html"}
 
 
