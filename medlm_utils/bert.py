@@ -1315,11 +1315,12 @@ def _of_each_row(
     device = training.device_of(model)
     parts = []
     with training.evaluating(model), training.autocast(precision, device):
-        for place in range(0, len(mine), batch_size):
+        # The longest first: later batches fit into the memory that earlier ones freed.
+        for place in reversed(range(0, len(mine), batch_size)):
             chosen = [rows[row] for row in mine[place : place + batch_size]]
             input_ids, mask = (part.to(device) for part in rectangle(chosen))
             parts.append(compute(input_ids, mask).float().cpu())
-    values = torch.cat(parts)
+    values = torch.cat(parts[::-1])
     if len(shares) > 1:
         values = accelerator.gather(values.to(accelerator.device)).cpu()
     found = np.empty((len(rows), values.shape[1]), np.float32)

@@ -327,9 +327,9 @@ def _check_outputs(plan: Plan) -> None:
     inputs = [*source.files, *(plan.usual.files if plan.usual else [])]
     copied = source.table.stat().st_size if source.table else 0
     needed = copied + 80 * source.count + _SPARE_BYTES
-    files.check_ending(chosen.output, ".csv")
     for path in plan.outputs.values():
         files.check_output(path, inputs, chosen.force, needed)
+    files.check_ending(chosen.output, ".csv")
 
 
 # From rows to vectors -----------------------------------------------------------------

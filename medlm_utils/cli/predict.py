@@ -166,10 +166,10 @@ def _checked(
             f"{chosen.input} has a column {taken[0]!r} already, which is to be added; "
             "rename it."
         )
-    files.check_ending(chosen.output, ".csv" if added else ".npy")
     copied = chosen.input.stat().st_size if added else 0
     needed = notes.count * bytes_a_row + copied
     files.check_output(chosen.output, [chosen.input], chosen.force, needed)
+    files.check_ending(chosen.output, ".csv" if added else ".npy")
     return notes
 
 
