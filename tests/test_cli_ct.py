@@ -809,12 +809,17 @@ def test_labels_make_predict_a_test_on_other_images(
 ) -> None:
     images, out = tmp_path / "other", tmp_path / "out.csv"
     write_images(images, 14)
+    coarse = sorted((images / "normal").glob("*.png"))[0]
+    values = np.asarray(Image.open(coarse)) // 64 * 64
+    Image.fromarray(values.astype(np.uint8)).save(coarse)
     table = f"--patients={images / 'patients.csv'}"
     assert predict(run, images, out, table) == 0
-    assert "outside: AUROC" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "outside: AUROC" in said.out and "different values, such as" in said.err
     content = json.loads((tmp_path / "out.report.json").read_text())
     classes, point = report["model"]["classes"], report["model"]["threshold"]
     assert content["model"]["threshold"] == point
+    assert any("different values" in words for words in content["warnings"])
     truth = {
         row["patient"]: row["label"] for row in read_table(images / "patients.csv")
     }

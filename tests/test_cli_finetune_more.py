@@ -17,7 +17,8 @@ from test_cli_bert import Page, write_encoder
 
 from medlm_utils import bert, metrics
 from medlm_utils.cli import main as cli
-from medlm_utils.cli import many_labels, results
+from medlm_utils.cli import many_labels
+from medlm_utils.cli.content import epochs_in_words
 from medlm_utils.runtime import MedlmError
 
 LABELS = ("cough", "fever", "pain", "rash")
@@ -318,4 +319,4 @@ def test_a_label_that_no_note_has_is_no_number() -> None:
     ],
 )
 def test_the_epoch_that_was_kept_is_said(loss: tuple[float, ...], said: str) -> None:
-    assert re.search(said, results.epochs_in_words(loss))
+    assert re.search(said, epochs_in_words(loss))

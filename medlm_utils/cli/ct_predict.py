@@ -96,10 +96,16 @@ def run_predict(chosen: argparse.Namespace) -> int:
         read: list[str] = []
         parts: list[np.ndarray] = []
         skipped: list[tuple[str, str]] = []
-        for some, logits, bad in _answers(chosen, team, model, about, known.names):
+        for some, logits, bad, said in _answers(
+            chosen, team, model, about, known.names
+        ):
             read += some
             parts.append(logits)
             skipped += bad
+            for warning in said:
+                if warning not in known.warnings:
+                    team.say(f"Warning: {warning}")
+                    known.warnings.append(warning)
         if not read:
             raise MedlmError(f"None of the {len(known.names)} images can be read.")
         if team.is_main:
@@ -238,8 +244,8 @@ def _answers(
     model: resnet.ResNet18,
     about: dict[str, Any],
     names: list[str],
-) -> Iterator[tuple[list[str], np.ndarray, list[tuple[str, str]]]]:
-    """Chunks: names that were read, logits, and files that were left out."""
+) -> Iterator[tuple[list[str], np.ndarray, list[tuple[str, str]], list[str]]]:
+    """Chunks: names that were read, logits, files that were left out, and warnings."""
     from tqdm import tqdm
 
     from medlm_utils import ct, resnet
@@ -250,7 +256,7 @@ def _answers(
         for place in range(0, len(names), size):
             some = names[place : place + size]
             reading = functools.partial(_read, chosen, about, some)
-            images, read, bad = team.all_do(reading)
+            images, read, bad, said = team.all_do(reading)
             if len(read):
                 logits = resnet.predict(
                     model,
@@ -260,15 +266,15 @@ def _answers(
                     team.precision(chosen.precision),
                     team.accelerator,
                 )
-                yield read, logits, bad
+                yield read, logits, bad, said
             else:
-                yield [], np.empty((0, model.classes)), bad
+                yield [], np.empty((0, model.classes)), bad, said
             bar.update(len(some))
 
 
 def _read(
     chosen: argparse.Namespace, about: dict[str, Any], names: Sequence[str]
-) -> tuple[np.ndarray, list[str], list[tuple[str, str]]]:
+) -> tuple[np.ndarray, list[str], list[tuple[str, str]], list[str]]:
     """The images of a chunk, of the size that the model has learned from."""
     from medlm_utils import image_files
 
@@ -284,7 +290,7 @@ def _read(
     if chosen.skip_bad:
         good, bad = _readable(chosen.images, names, reading)
     if not good:
-        return np.empty((0, height, width)), [], bad
+        return np.empty((0, height, width)), [], bad, []
     found = image_files.read(chosen.images, good, reading)
     images = found.values
     if images.shape[1:] != (height, width):
@@ -293,7 +299,7 @@ def _read(
             f"{width} x {height}, as the model learned from. Bring them to that size, "
             "or train with --size, which the model then does itself."
         )
-    return images, list(found.names), bad
+    return images, list(found.names), bad, list(found.warnings)
 
 
 def _readable(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medlm_utils import runtime
-from medlm_utils.cli import files, many_labels, processes, report, results
+from medlm_utils.cli import content, files, many_labels, processes, report, results
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.reading import Reading
 from medlm_utils.cli.run import Run
@@ -179,18 +179,18 @@ def _write(
     if run.split is not None:
         run.split.write(out / files.SPLIT)
     for name, of_part in logits.items():
-        answers = results.answers(model, results.shares(model, of_part))
+        answers = content.answers(model, content.shares(model, of_part))
         _write_predictions(out / f"predictions_{name}.csv", run, name, answers)
-    team.say(results.epochs_in_words(tuned.loss))
+    team.say(content.epochs_in_words(tuned.loss))
     team.say("Comparing with counting words")
     machine = {"device": team.profile.device, "processes": team.size}
-    content = results.content(run, tuned, logits, remark, cut, machine)
+    found = content.content(run, tuned, logits, remark, cut, machine)
     with files.beside(out / files.PAGE) as page:
-        page.write(report.page(content))
-    files.save_json(out / files.REPORT, content)
+        page.write(report.page(found))
+    files.save_json(out / files.REPORT, found)
     (out / files.CHECKPOINT).unlink(missing_ok=True)
     for part in logits:
-        print(f"{part}: {report.in_words(content, part)}")
+        print(f"{part}: {report.in_words(found, part)}")
     print(f"Report: {out / files.PAGE}\nModel: {out / files.MODEL}")
 
 

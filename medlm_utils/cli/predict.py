@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from medlm_utils.cli import files, processes, reading, results, tables
+from medlm_utils.cli import content, files, processes, reading, results, tables
 from medlm_utils.cli.processes import Team
 from medlm_utils.cli.reading import Reading
 from medlm_utils.runtime import MedlmError
@@ -76,14 +76,14 @@ def run_predict(chosen: argparse.Namespace) -> int:
         logits_of = functools.partial(bert.predict_logits, precision=precision)
 
         def shares_of(*arguments: Any, **settings: Any) -> np.ndarray:
-            return results.shares(model, logits_of(*arguments, **settings))
+            return content.shares(model, logits_of(*arguments, **settings))
 
         with _output(team, chosen.output, "w") as file:
             writer = csv.writer(file, lineterminator="\n") if file else None
             if writer:
                 writer.writerow([*notes.heading, *added])
             for chunk, shares in computed(chosen, team, notes, model, read, shares_of):
-                answers = results.answers(model, shares)
+                answers = content.answers(model, shares)
                 if writer:
                     writer.writerows(map(operator.add, chunk, answers))
             read.refuse_alike()
