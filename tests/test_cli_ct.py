@@ -815,11 +815,13 @@ def test_labels_make_predict_a_test_on_other_images(
     table = f"--patients={images / 'patients.csv'}"
     assert predict(run, images, out, table) == 0
     said = capsys.readouterr()
-    assert "outside: AUROC" in said.out and "different values, such as" in said.err
+    assert (
+        "outside: AUROC" in said.out and "1 of 28 images have no more than" in said.err
+    )
     content = json.loads((tmp_path / "out.report.json").read_text())
     classes, point = report["model"]["classes"], report["model"]["threshold"]
     assert content["model"]["threshold"] == point
-    assert any("different values" in words for words in content["warnings"])
+    assert any("1 of 28 images have no" in words for words in content["warnings"])
     truth = {
         row["patient"]: row["label"] for row in read_table(images / "patients.csv")
     }
