@@ -17,7 +17,15 @@ import pytest
 from test_cli_bert import WORDS, Page, contents, csv_file, said_by, write_encoder
 
 from medlm_utils import anomaly
-from medlm_utils.cli import columns, detect, detect_report, pages, processes, sources
+from medlm_utils.cli import (
+    columns,
+    detect,
+    detect_report,
+    pages,
+    processes,
+    reading,
+    sources,
+)
 from medlm_utils.cli import main as cli
 from medlm_utils.runtime import MedlmError
 
@@ -828,6 +836,24 @@ def test_constant_columns_are_left_out(
     named = ["--columns=a,ward,b", "--force"]
     assert cli.main(["detect", *words, *named]) == 1
     assert "same value in every row of 'ward'" in said_by(capsys)
+
+
+def test_the_report_names_the_precision_that_was_taken(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some encoders need float32 where the machine would take bfloat16; asked once."""
+    asked = []
+
+    def taken(model: Any, fast: str, wanted: str) -> str:
+        asked.append((fast, wanted))
+        return "float32"
+
+    monkeypatch.setattr(processes.Team, "precision", lambda team, wanted: "bfloat16")
+    monkeypatch.setattr(reading, "usable_precision", taken)
+    out, more = tmp_path / "out.csv", f"--fit={given / 'usual_texts.csv'}"
+    assert detected(given, "texts", out, more, "--precision=auto") == 0
+    assert report_of(out)["precision"] == "float32"
+    assert asked == [("bfloat16", "auto")]
 
 
 def test_what_was_read_of_the_texts_is_told(

@@ -153,11 +153,8 @@ def _checked(chosen: argparse.Namespace, about: dict[str, Any]) -> Known:
             f"The model learned from {learned[about['images']]}, and {folder} holds "
             f"{learned[kind]}; expected the same kind."
         )
-    known, inputs, outputs = (
-        Known(names, None, None, []),
-        [chosen.model],
-        [chosen.output],
-    )
+    known = Known(names, None, None, [])
+    inputs, outputs = [chosen.model], [chosen.output]
     if chosen.patients is not None:
         known = _known(chosen, about, names)
         inputs.append(chosen.patients)

@@ -102,6 +102,9 @@ def run_detect(chosen: argparse.Namespace) -> int:
         team.say(REMINDER)
         plan = prepare(chosen)
         model = _text_model(plan)
+        if model is not None:
+            settled = predict.precision_of(chosen, model, team)
+            plan = dataclasses.replace(plan, precision=settled)
         _check_space(plan, model)
         read = _readings(plan, model)
         _announce(plan, team)
@@ -465,8 +468,7 @@ def _embedded(
     """The vectors of all texts, in pieces, made as `medlm embed` makes them."""
     from medlm_utils import bert
 
-    precision = predict.precision_of(plan.chosen, model, team)
-    compute = functools.partial(bert.embed, precision=precision)
+    compute = functools.partial(bert.embed, precision=plan.precision)
     notes = sources.Texts(source.path, ("text",), 0, source.count, source)
     for _, piece in predict.computed(plan.chosen, team, notes, model, read, compute):
         yield piece
@@ -520,8 +522,7 @@ def find(plan: Plan, rows: np.ndarray, usual: np.ndarray | None, team: Team) -> 
         )
     order = np.argsort(-scores, kind="stable")
     middle = _middle(plan, usual, scores)
-    precision = team.precision(plan.chosen.precision)
-    rounding = _rounding(plan, rows, middle, precision)
+    rounding = _rounding(plan, rows, middle)
     above = int((scores > middle + rounding).sum())
     if not above:
         raise _nothing_stands_out(plan, scores, middle)
@@ -549,9 +550,9 @@ def _middle(plan: Plan, usual: np.ndarray | None, scores: np.ndarray) -> float:
     return float(np.median(plan.detector.anomaly_score(np.asarray(usual[places]))))
 
 
-def _rounding(plan: Plan, rows: np.ndarray, middle: float, precision: str) -> float:
+def _rounding(plan: Plan, rows: np.ndarray, middle: float) -> float:
     """By how much scores may differ that are the same."""
-    share = _ROUNDING if plan.source.values is not None else _OF_AN_ENCODER[precision]
+    share = _OF_AN_ENCODER[plan.precision] if plan.precision else _ROUNDING
     if not isinstance(plan.detector, anomaly.Knn):
         return share * abs(middle)
     if plan.metric == "cosine":
@@ -633,7 +634,7 @@ def _write(
     plan: Plan, found: Found, read: list[reading.Reading | None], team: Team
 ) -> None:
     """The scores, the page and the report: all three or none."""
-    content = detect_report.content(plan, found, read, team)
+    content = detect_report.content(plan, found, read, team.profile.device)
     page = detect_report.page(content)
     with contextlib.ExitStack() as stack:
         # The scores are opened first, so that they get their name last.

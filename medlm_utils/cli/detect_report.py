@@ -16,7 +16,6 @@ import numpy as np
 
 from medlm_utils import anomaly, runtime
 from medlm_utils.cli import pages, reading, tables
-from medlm_utils.cli.processes import Team
 from medlm_utils.cli.search import Found, Plan
 
 Content = dict[str, Any]
@@ -49,7 +48,7 @@ def content(
     plan: Plan,
     found: Found,
     read: Sequence[reading.Reading | None],
-    team: Team,
+    device: str,
 ) -> Content:
     """What the report holds.
 
@@ -59,8 +58,8 @@ def content(
         The search and its result.
     read
         What read the texts of each of its sources.
-    team
-        That knows the device and the precision.
+    device
+        The torch device that was used.
     """
     measured = {
         "threshold": found.threshold,
@@ -74,7 +73,7 @@ def content(
     ]
     seconds = time.monotonic() - plan.started
     return {
-        **runtime.results(dict(measured), seconds, team.profile.device),
+        **runtime.results(dict(measured), seconds, device),
         "seed": plan.chosen.seed,
         "command": command(plan),
         "input": _input_facts(plan),
@@ -84,7 +83,7 @@ def content(
         "threshold": found.threshold,
         "tied_and_not_flagged": found.tied,
         "warnings": [*plan.warnings, *lost, *found.warnings],
-        "precision": team.precision(plan.chosen.precision) if any(read) else None,
+        "precision": plan.precision or None,
         "reading": {
             source.path.name: one.facts()
             for source, one in zip(plan.sources, read, strict=True)

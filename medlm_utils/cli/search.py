@@ -33,6 +33,8 @@ class Plan:
         How many rows to flag at most.
     started
         Of `time.monotonic`.
+    precision
+        That texts are embedded in; empty where nothing is.
     """
 
     chosen: argparse.Namespace
@@ -42,6 +44,7 @@ class Plan:
     metric: str
     budget: int
     started: float
+    precision: str = ""
 
     @property
     def fitted(self) -> sources.Source:

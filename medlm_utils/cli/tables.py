@@ -256,6 +256,7 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
     warnings += [warning for other in others for warning in _one_class(other)]
     for table in parts.values():
         warnings += _one_patient_twice(table) + _shortened(table) + _nobody(table)
+    words = {name: list(map(_bare_words, table.text)) for name, table in parts.items()}
     for (one, a), (two, b) in itertools.combinations(parts.items(), 2):
         if a.sha256 == b.sha256 and a.part == b.part:
             raise MedlmError(
@@ -263,8 +264,8 @@ def check_parts(parts: Mapping[str, Table]) -> list[str]:
                 f"{two} than for {one}."
             )
         _refuse_shared_patients(a, b)
-        known_texts = set(map(_bare_words, a.text))
-        shared = sum(_bare_words(text) in known_texts for text in b.text)
+        known_texts = set(words[one])
+        shared = sum(text in known_texts for text in words[two])
         if shared:
             also = f"is a {one} text" if shared == 1 else f"are {one} texts"
             warnings.append(
